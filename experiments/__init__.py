@@ -1,0 +1,1 @@
+"""How it is trained: the command line, and one commented recipe a YAML file."""

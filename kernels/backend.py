@@ -1,0 +1,142 @@
+"""Which implementation runs, Triton or PyTorch, and the one door through which every Triton kernel is launched.
+
+The rule of "auto": Triton for tensors on a GPU; on the CPU Triton if it interprets (TRITON_INTERPRET=1), else PyTorch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "triton", "torch")
+AVAILABLE = importlib.util.find_spec("triton") is not None
+
+if AVAILABLE:
+    import triton
+    import triton.language as tl
+
+    INTERPRETING = not isinstance(tl.softmax, triton.JITFunction)
+else:
+    INTERPRETING = False
+
+_launches = 0
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    return name
+
+
+_choice = _checked(os.environ.get("CONVNETS_BACKEND", "auto"), "CONVNETS_BACKEND")
+
+
+class use_backend:
+    """Choose the backend of `kernels.functional` and `kernels.layers` for the process, or for a `with` block.
+
+    Args:
+        name: "auto", "triton" or "torch". The environment variable CONVNETS_BACKEND gives the first choice.
+
+    Raises:
+        ValueError: for any other name.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _choice
+        self._previous, _choice = _choice, _checked(name, "backend")
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        global _choice
+        _choice = self._previous
+
+
+def uses_triton(x: Tensor) -> bool:
+    """Whether an operation on x runs in Triton.
+
+    Raises:
+        RuntimeError: "triton" was chosen and cannot run on the device of x, or TRITON_INTERPRET was set too late.
+    """
+    if _choice == "torch":
+        return False
+    return _device_uses_triton(_choice, x.device.type)
+
+
+@torch.compiler.assume_constant_result
+def _device_uses_triton(choice: str, device: str) -> bool:
+    if device == "cpu" and not INTERPRETING and AVAILABLE and triton.knobs.runtime.interpret:
+        raise RuntimeError(
+            "TRITON_INTERPRET=1 was set after triton had been imported: set it in the environment before Python starts,"
+            " or before the first import of triton (lightning, torchvision and torchmetrics import it too)"
+        )
+    runs = AVAILABLE and (device == "cuda" or (device == "cpu" and INTERPRETING))
+    if choice == "triton" and not runs:
+        why = (
+            "triton is not installed" if not AVAILABLE
+            else "set TRITON_INTERPRET=1 before the first import of triton to interpret its kernels" if device == "cpu"
+            else "accepted devices are cuda, and cpu with TRITON_INTERPRET=1"
+        )  # fmt: skip
+        raise RuntimeError(f"backend 'triton' cannot run on a {device} tensor: {why}; or choose 'auto' or 'torch'")
+    return runs
+
+
+def explain(device: torch.device | str) -> str:
+    """One line: the backend that runs for tensors on `device`, and why."""
+    kind = torch.device(device).type
+    chosen = f"{_choice!r} was asked for" if _choice != "auto" else "auto"
+    if _choice == "torch" or not _device_uses_triton(_choice, kind):
+        reason = {"torch": chosen}.get(_choice) or (
+            f"{chosen}: triton is not installed" if not AVAILABLE
+            else f"{chosen}: on the CPU Triton runs only interpreted, with TRITON_INTERPRET=1 or --backend triton"
+        )  # fmt: skip
+        return f"backend: torch on {kind} ({reason})"
+    how = "interpreted" if INTERPRETING else "compiled"
+    return f"backend: triton, {how}, on {kind} ({chosen})"
+
+
+def launch_count() -> int:
+    """Number of Triton kernels launched by this process so far."""
+    return _launches
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """Run a Triton kernel over `grid` on the device of its first argument, and count it."""
+    global _launches
+    if 0 in grid:
+        return
+    _launches += 1
+    with torch.cuda.device_of(args[0]):
+        kernel[grid](*args, **constants)
+
+
+def upcasts_bfloat16(launcher: Any) -> Any:
+    """Where Triton interprets, run a launcher on bfloat16 tensors in float32: NumPy has no bfloat16.
+
+    Products of bfloat16 are exact in float32 and are summed in float32 on a GPU too, so the result is the same.
+    """
+    if not INTERPRETING:
+        return launcher
+
+    @functools.wraps(launcher)
+    def upcast(*args: Any, **kwargs: Any) -> Any:
+        narrow = any(isinstance(a, Tensor) and a.dtype == torch.bfloat16 for a in args)
+        if not narrow:
+            return launcher(*args, **kwargs)
+        result = launcher(*(_cast(a, torch.bfloat16, torch.float32) for a in args), **kwargs)
+        if isinstance(result, tuple):
+            return tuple(_cast(r, torch.float32, torch.bfloat16) for r in result)
+        return _cast(result, torch.float32, torch.bfloat16)
+
+    return upcast
+
+
+def _cast(value: Any, source: torch.dtype, target: torch.dtype) -> Any:
+    return value.to(target) if isinstance(value, Tensor) and value.dtype == source else value

@@ -1,0 +1,127 @@
+"""Tile shapes: a table of recorded problems, and a heuristic for the rest. Nothing is timed when a layer is called."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+
+import torch
+
+from kernels import backend
+
+INTERPRETER = "interpreter"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Block of a matrix product: `m` rows and `n` columns of the result, `k` of the reduced axis a step.
+
+    Args:
+        warps, stages: warps of a program and depth of its software pipeline; the interpreter ignores both.
+        splits: programs that share the reduced axis (weight gradient only).
+    """
+
+    m: int
+    n: int
+    k: int
+    warps: int = 4
+    stages: int = 3
+    splits: int = 1
+
+    @property
+    def constants(self) -> dict[str, int]:
+        return {"BM": self.m, "BN": self.n, "BK": self.k, "num_warps": self.warps, "num_stages": self.stages}
+
+
+_forced: Tile | None = None
+
+
+@contextmanager
+def use_tile(tile: Tile) -> Iterator[None]:
+    """Launch every convolution kernel with `tile` inside a `with` block: to tune, and to test one tile against another.
+
+    k is lowered where it would leave less than one block of the reduced axis.
+    """
+    global _forced
+    previous, _forced = _forced, tile
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int) -> Tile:
+    """The tile for one launch: the recorded one, else the heuristic's.
+
+    Args:
+        operation: "forward", "transpose" or "weight_gradient".
+        rows, columns, depth: extents of the product, of one group: (positions, O, C), (positions, C, O), (O, C,
+            positions). The window's taps multiply the depth; in the weight gradient, the columns.
+    """
+    if _forced is not None:
+        return _forced
+    problem = (operation, str(dtype).removeprefix("torch."), rows.bit_length(), columns, depth, taps)
+    return _table(target()).get(problem) or heuristic(target(), operation, dtype, rows, columns, depth, taps)
+
+
+def heuristic(
+    target: str, operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int
+) -> Tile:
+    """A tile by rules of thumb for `target`: the interpreter, where a program is dear, or any GPU."""
+    if target == INTERPRETER:
+        return _interpreter_tile(operation, rows, columns, depth, taps)
+    return _gpu_tile(operation, dtype, rows, columns, depth, taps)
+
+
+def target() -> str:
+    """What the kernels run on: "interpreter", or the GPU's architecture as in "sm_90" or "gfx942"."""
+    if backend.INTERPRETING:
+        return INTERPRETER
+    properties = torch.cuda.get_device_properties()
+    return getattr(properties, "gcnArchName", "").split(":")[0] or f"sm_{properties.major}{properties.minor}"
+
+
+def _interpreter_tile(operation: str, rows: int, columns: int, depth: int, taps: int) -> Tile:
+    """An operation on a block costs NumPy 0.1 ms and about 1 ns an element: few programs of some million elements."""
+    if operation == "weight_gradient":
+        return Tile(_block(rows, 128), _block(columns * taps, 1024), _block(depth, 4096))
+    k = _block(depth * taps, 512)
+    return Tile(_block(rows, max(1024, 2**21 // k)), _block(columns, 512), k)
+
+
+def _gpu_tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int) -> Tile:
+    """Tiles of 4 warps whose accumulator fits the registers; a reduction step that divides the channels, if any."""
+    m, n, k = {2: (128, 128, 64), 4: (64, 64, 32), 8: (32, 32, 16)}[dtype.itemsize]
+    if operation == "weight_gradient":
+        m, n = _block(rows, m), _dividing_block(columns, n, columns * taps)
+        programs = -(-rows // m) * -(-columns * taps // n)
+        splits = max(1, min(256 // programs, depth // (8 * k)))
+        return Tile(m, n, k // 2, splits=splits)
+    return Tile(_block(rows, m), _block(columns, n), _dividing_block(depth, k, depth * taps))
+
+
+def _block(extent: int, most: int) -> int:
+    """Smallest power of two >= extent, between 16 (the least that tl.dot takes) and `most`."""
+    return max(16, min(most, 1 << max(0, extent - 1).bit_length()))
+
+
+def _dividing_block(channels: int, most: int, folded: int) -> int:
+    """Largest power of two from 16 to `most` that divides the channels, so that a step is one tap; else fold."""
+    largest = min(most, channels & -channels)
+    return largest if largest >= 16 else _block(folded, most)
+
+
+@functools.cache
+def _table(target: str) -> dict[tuple[str, str, int, int, int, int], Tile]:
+    """Recorded tiles of kernels/tuned/<target>.json; each record says where its number comes from."""
+    file = resources.files("kernels") / "tuned" / f"{target}.json"
+    if not file.is_file():
+        return {}
+    return {
+        (r["operation"], r["dtype"], r["rows"].bit_length(), r["columns"], r["depth"], r["taps"]): Tile(**r["tile"])
+        for r in json.loads(file.read_text())["records"]
+    }

@@ -1,0 +1,1 @@
+"""What is trained: architectures, LightningModules, data, metrics and recorders, over the layers of `kernels`."""
