@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import backend, tuning
+from kernels import backend, grid, tuning
 from kernels.shape import Window, channels_first, channels_last, lift, memory_format
 
 
@@ -36,31 +36,6 @@ class Cost(NamedTuple):
 
     flops: int
     bytes: int
-
-
-@triton.jit
-def _unravel(index, size):
-    """index [B] over a row-major (N, *size) -> coordinates n, d, h, w, each [B]."""
-    w = index % size[2]
-    index = index // size[2]
-    h = index % size[1]
-    index = index // size[1]
-    return index // size[0], index % size[0], h, w
-
-
-@triton.jit
-def _offset(n, d, h, w, size, CHANNELS: tl.constexpr):
-    """Offset of channel 0 at a position of a channels-last [N, *size, CHANNELS]; 64 bits hold any batch."""
-    return ((n.to(tl.int64) * size[0] + d) * size[1] + h) * size[2] * CHANNELS + w * CHANNELS
-
-
-@triton.jit
-def _inside(valid, coordinate, size, EDGE: tl.constexpr):
-    """valid and 0 <= coordinate < size; only `valid` on an axis where the window cannot leave the grid."""
-    inside = valid
-    if EDGE:
-        inside = valid & (coordinate >= 0) & (coordinate < size)
-    return inside
 
 
 @triton.jit
@@ -93,18 +68,18 @@ def _multiply_accumulate(
         h = tap // taps[2] % taps[1]
         w = tap % taps[2]
 
-        inside = row_valid
+        mask = row_valid
         weight_mask = column_valid
         if CHANNELS % BK != 0:
-            inside = row_valid & in_window
+            mask = row_valid & in_window
             weight_mask = column_valid & in_window
-        inside = _inside(inside, origin[0] + d * STEP[0], size[0], WINDOW.edges[0])
-        inside = _inside(inside, origin[1] + h * STEP[1], size[1], WINDOW.edges[1])
-        inside = _inside(inside, origin[2] + w * STEP[2], size[2], WINDOW.edges[2])
+        mask = grid.inside(mask, origin[0] + d * STEP[0], size[0], WINDOW.edges[0])
+        mask = grid.inside(mask, origin[1] + h * STEP[1], size[1], WINDOW.edges[1])
+        mask = grid.inside(mask, origin[2] + w * STEP[2], size[2], WINDOW.edges[2])
         shift = ((d * STEP[0] * size[1] + h * STEP[1]) * size[2] + w * STEP[2]) * (WINDOW.groups * CHANNELS) + channel
-        x = tl.load(x_row + shift, mask=inside, other=0.0)  # [BM, BK]
+        x = tl.load(x_row + shift, mask=mask, other=0.0)  # [BM, BK]
         if y_row is not None:
-            y = tl.load(y_row + shift, mask=inside, other=0.0)
+            y = tl.load(y_row + shift, mask=mask, other=0.0)
             x = tl.where(y <= 0, 0.0, x)
 
         number = (first[0] + d * EVERY[0]) * WINDOW.kernel[1] + first[1] + h * EVERY[1]
@@ -129,7 +104,7 @@ def _forward_kernel(
     column = pid % columns * BN + tl.arange(0, BN)
     row = pid // (columns * WINDOW.groups) * BM + tl.arange(0, BM)
     row_valid = (row < positions)[:, None]
-    n, p, q, r = _unravel(row, y_size)
+    n, p, q, r = grid.unravel(row, y_size)
     d = p * WINDOW.stride[0] - WINDOW.padding[0][0]
     h = q * WINDOW.stride[1] - WINDOW.padding[1][0]
     w = r * WINDOW.stride[2] - WINDOW.padding[2][0]
@@ -137,7 +112,7 @@ def _forward_kernel(
     # Accumulate over taps and input channels.
     acc = _multiply_accumulate(
         tl.zeros((BM, BN), ACC),
-        x_ptr + group * CHANNELS + _offset(n, d, h, w, x_size, WINDOW.groups * CHANNELS)[:, None],
+        x_ptr + group * CHANNELS + (grid.offset(n, d, h, w, x_size) * (WINDOW.groups * CHANNELS))[:, None],
         None,
         weight_ptr + ((group * OUTPUTS + column) * (WINDOW.taps * CHANNELS))[:, None],
         (d[:, None], h[:, None], w[:, None]), x_size, row_valid, (column < OUTPUTS)[:, None],
@@ -159,18 +134,14 @@ def _forward_kernel(
 
 @triton.jit
 def _phase(residue, size, AXIS: tl.constexpr, WINDOW: tl.constexpr):
-    """The inputs i = residue + u * stride of one axis, see Window.phases.
+    """The inputs i = residue + u * stride of one axis, see Window.common.
 
     -> their number, the first tap that reaches them, the number of such taps, the output that it reads at u = 0.
     """
     stride: tl.constexpr = WINDOW.stride[AXIS]
-    common: tl.constexpr = WINDOW.common[AXIS]
-    every: tl.constexpr = WINDOW.every[AXIS]
     position = residue + WINDOW.padding[AXIS][0]
-    first = position % stride // common * WINDOW.inverse[AXIS] % every
-    taps = (WINDOW.kernel[AXIS] - first + every - 1) // every
-    if common > 1:
-        taps = tl.where(position % common == 0, taps, 0)
+    first = grid.first_tap(position, AXIS, WINDOW)
+    taps = tl.cdiv(WINDOW.kernel[AXIS] - first, WINDOW.every[AXIS])
     return tl.cdiv(size - residue, stride), first, taps, (position - first * WINDOW.dilation[AXIS]) // stride
 
 
@@ -199,13 +170,13 @@ def _transpose_kernel(
     if pid // (columns * WINDOW.groups) * BM >= positions:
         return
     row_valid = (row < positions)[:, None]
-    n, u_d, u_h, u_w = _unravel(row, (size_d, size_h, size_w))
+    n, u_d, u_h, u_w = grid.unravel(row, (size_d, size_h, size_w))
     p += u_d
     q += u_h
     r += u_w
 
     # Accumulate over the phase's taps and output channels.
-    dy_row = group * OUTPUTS + _offset(n, p, q, r, y_size, WINDOW.groups * OUTPUTS)[:, None]
+    dy_row = group * OUTPUTS + (grid.offset(n, p, q, r, y_size) * (WINDOW.groups * OUTPUTS))[:, None]
     acc = _multiply_accumulate(
         tl.zeros((BM, BN), ACC),
         dy_ptr + dy_row,
@@ -219,7 +190,7 @@ def _transpose_kernel(
     d = residue_d + u_d * WINDOW.stride[0]
     h = residue_h + u_h * WINDOW.stride[1]
     w = residue_w + u_w * WINDOW.stride[2]
-    dx_row = dx_ptr + _offset(n, d, h, w, x_size, WINDOW.groups * CHANNELS)[:, None]
+    dx_row = dx_ptr + (grid.offset(n, d, h, w, x_size) * (WINDOW.groups * CHANNELS))[:, None]
     mask = row_valid & (column < CHANNELS)[None, :]
     tl.store(dx_row + group * CHANNELS + column[None, :], acc.to(dx_ptr.dtype.element_ty), mask=mask)
 
@@ -254,7 +225,7 @@ def _weight_gradient_kernel(
     for start in range(split * run, last, BK):
         position = start + tl.arange(0, BK)
         position_valid = position < last
-        n, p, q, r = _unravel(position, y_size)
+        n, p, q, r = grid.unravel(position, y_size)
         dy_offset = position.to(tl.int64)[None, :] * (WINDOW.groups * OUTPUTS) + group * OUTPUTS + output[:, None]
         dy_mask = position_valid[None, :] & output_valid[:, None]
         dy = tl.load(dy_ptr + dy_offset, mask=dy_mask, other=0.0)  # [BM, BK]
@@ -264,12 +235,12 @@ def _weight_gradient_kernel(
         d = (p * WINDOW.stride[0])[:, None]
         h = (q * WINDOW.stride[1])[:, None]
         w = (r * WINDOW.stride[2])[:, None]
-        inside = position_valid[:, None] & column_valid
-        inside = _inside(inside, d + tap_d, x_size[0], WINDOW.edges[0])
-        inside = _inside(inside, h + tap_h, x_size[1], WINDOW.edges[1])
-        inside = _inside(inside, w + tap_w, x_size[2], WINDOW.edges[2])
-        x_row = x_ptr + group * CHANNELS + _offset(n[:, None], d, h, w, x_size, WINDOW.groups * CHANNELS)
-        x = tl.load(x_row + shift, mask=inside, other=0.0)  # [BK, BN]
+        mask = position_valid[:, None] & column_valid
+        mask = grid.inside(mask, d + tap_d, x_size[0], WINDOW.edges[0])
+        mask = grid.inside(mask, h + tap_h, x_size[1], WINDOW.edges[1])
+        mask = grid.inside(mask, w + tap_w, x_size[2], WINDOW.edges[2])
+        x_row = x_ptr + group * CHANNELS + grid.offset(n[:, None], d, h, w, x_size) * (WINDOW.groups * CHANNELS)
+        x = tl.load(x_row + shift, mask=mask, other=0.0)  # [BK, BN]
         acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
         if db_ptr is not None:
             if pid % blocks == 0:
@@ -287,11 +258,11 @@ def _weight_gradient_kernel(
 @backend.upcasts_bfloat16
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, relu: bool) -> Tensor:
     """Convolution of x [N, G*C, *grid] with weight [G*O, C, *kernel], plus bias [G*O], then ReLU -> [N, G*O, *grid]."""
-    grid = window.output_size(x.shape[2:])
+    size = window.output_size(x.shape[2:])
     wide, outputs, channels = window.lifted(), weight.shape[0] // window.groups, weight.shape[1]
     x_last, weight_last = channels_last(x), channels_last(weight)
-    y = x.new_empty((len(x), *lift(grid), len(weight)))
-    positions = len(x) * prod(grid)
+    y = x.new_empty((len(x), *lift(size), len(weight)))
+    positions = len(x) * prod(size)
     tile = tuning.tile("forward", x.dtype, positions, outputs, channels, window.taps)
     programs = triton.cdiv(positions, tile.m) * triton.cdiv(outputs, tile.n) * window.groups
     backend.launch(
@@ -351,19 +322,19 @@ def weight_gradient(
     return channels_first(dw, window.axes, memory_format(x)), db
 
 
-def cost(batch: int, channels: int, outputs: int, grid: Sequence[int], window: Window, itemsize: int) -> Cost:
+def cost(batch: int, channels: int, outputs: int, size: Sequence[int], window: Window, itemsize: int) -> Cost:
     """Work and compulsory traffic of any one of the three operations: the same products, summed over different axes.
 
     Args:
         batch, channels, outputs: N, and all input and output channels.
-        grid: extents of the input grid.
+        size: extents of the input grid.
         itemsize: bytes an element.
     """
-    positions = batch * prod(window.output_size(grid))
+    positions = batch * prod(window.output_size(size))
     weights = outputs * (channels // window.groups) * window.taps
     return Cost(
         flops=2 * positions * weights,
-        bytes=itemsize * (batch * prod(grid) * channels + weights + positions * outputs),
+        bytes=itemsize * (batch * prod(size) * channels + weights + positions * outputs),
     )
 
 

@@ -52,6 +52,11 @@ class Window:
         return [side for pair in self.padding for side in pair]
 
     @property
+    def flat_padding_from_last(self) -> list[int]:
+        """The same, last axis first: the form that torch.nn.functional.pad takes."""
+        return [side for pair in reversed(self.padding) for side in pair]
+
+    @property
     def edges(self) -> tuple[bool, ...]:
         """Axes on which a tap may fall outside the grid, so that loads need a bounds check there."""
         return tuple(k > 1 or pad != (0, 0) for k, pad in zip(self.kernel, self.padding, strict=True))
@@ -78,6 +83,11 @@ class Window:
     def inverse(self) -> tuple[int, ...]:
         """Of dilation / common, modulo `every`."""
         return tuple(pow(-b, -1, e) if e > 1 else 0 for b, e in zip(self.back, self.every, strict=True))
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """Most windows that can read one input position."""
+        return tuple(-(-k // e) for k, e in zip(self.kernel, self.every, strict=True))
 
     def lifted(self) -> Window:
         """The same window on three axes."""
@@ -200,6 +210,17 @@ def check_convolution(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, w
     check_fits(op, x, window)
 
 
+def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise ValueError that names the shapes where x [*, in], weight [out, in] and bias [out] do not fit."""
+    shapes = f"input {tuple(x.shape)}, weight {tuple(weight.shape)}"
+    if weight.dim() != 2 or x.dim() < 1:
+        raise ValueError(f"linear: input must be [*, in] and weight [out, in], got {shapes}")
+    if x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"linear: input must have {weight.shape[1]} features, got {x.shape[-1]}: {shapes}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"linear: bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}: {shapes}")
+
+
 def check_pooling(op: str, x: Tensor, window: Window, ceil_mode: bool) -> None:
     """Raise ValueError where a pooling window is padded by more than half its span, or does not fit on the grid."""
     for axis in range(window.axes):
@@ -220,6 +241,11 @@ def check_fits(op: str, x: Tensor, window: Window, ceil_mode: bool = False) -> N
             f"{op}: the window is larger than the padded input: kernel_size {window.kernel} with dilation"
             f" {window.dilation} on input {tuple(x.shape)}, whose grid padded is {padded}"
         )
+
+
+def tap_dtype(window: Window) -> torch.dtype:
+    """The narrowest integer that numbers the taps of a pooling window."""
+    return torch.uint8 if window.taps <= 256 else torch.int32
 
 
 def batched(op: str, x: Tensor, axes: int) -> Tensor:

@@ -68,6 +68,15 @@ def tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int
     return _table(target()).get(problem) or heuristic(target(), operation, dtype, rows, columns, depth, taps)
 
 
+def pool_tile(positions: int, channels: int) -> Tile:
+    """The block of `positions` x `channels` that one program of a pooling kernel works on (m x n; k counts nothing)."""
+    if _forced is not None:
+        return _forced
+    most = 2**18 if target() == INTERPRETER else 1024
+    n = min(_block(channels, 64), most) if channels > 1 else 1
+    return Tile(_block(positions, most // n), n, 1)
+
+
 def heuristic(
     target: str, operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int
 ) -> Tile:

@@ -1,6 +1,6 @@
 """Training of an image classifier: cross-entropy, and the accuracy on each split."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import lightning.pytorch as pl
 import torch
@@ -19,6 +19,13 @@ class Predictions(NamedTuple):
     label: Tensor
     prediction: Tensor
     probability: Tensor
+
+
+class Network(Protocol):
+    """What a classifier asks of its network beside being a module."""
+
+    input_shape: tuple[int, int, int]
+    classes: int
 
 
 class Classifier(pl.LightningModule):
@@ -43,10 +50,11 @@ class Classifier(pl.LightningModule):
         self.network = network
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.example_input_array = torch.zeros(1, *network.input_shape)
-        self.train_accuracy = MulticlassAccuracy(network.classes, average="micro", validate_args=False)
-        self.val_accuracy = self.train_accuracy.clone()
-        self.test_accuracy = self.train_accuracy.clone()
+        shape, classes = network_shape(network)
+        self.example_input_array = torch.zeros(1, *shape)
+        self.train_accuracy, self.val_accuracy, self.test_accuracy = (
+            MulticlassAccuracy(classes, average="micro", validate_args=False) for _ in range(3)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores [N, classes] of images [N, C, H, W]."""
@@ -77,6 +85,6 @@ class Classifier(pl.LightningModule):
         scores = self(images)
         loss = F.cross_entropy(scores, labels)
         accuracy.update(scores, labels)
-        self.log(f"{split}/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
-        self.log(f"{split}/accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        values: dict[str, Tensor | Metric] = {f"{split}/loss": loss, f"{split}/accuracy": accuracy}
+        self.log_dict(values, on_step=False, on_epoch=True, prog_bar=split == "val", batch_size=len(labels))
         return loss

@@ -1,4 +1,4 @@
-"""Classic architectures, one a file: plain modules that tell what they accept and give: `input_shape` (C, H, W) and `classes`."""
+"""Classic architectures, one a file: plain modules with the attributes `input_shape` (C, H, W) and `classes`."""
 
 from lightning_modules.architectures.convnet import ConvNet
 from lightning_modules.architectures.lenet import LeNet

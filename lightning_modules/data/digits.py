@@ -18,11 +18,16 @@ DARKEST = 16.0  # pixels count the dark ones of a 4x4 block of the scan
 EVALUATION_FRACTION = 0.15  # of all digits for validation, and as many for the test
 
 
-class BatchedTensors(TensorDataset):
-    """Tensors that give a whole batch by one indexing, where the default collects it sample by sample."""
+class BatchedImages(TensorDataset):
+    """Images and labels that give a whole batch by one indexing, where the default collects it sample by sample."""
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        return self[indices]
+    def __init__(self, images: Tensor, labels: Tensor, max_shift: int = 0) -> None:
+        super().__init__(images, labels)
+        self.max_shift = max_shift
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        images, labels = self[indices]
+        return (shifted(images, self.max_shift) if self.max_shift else images), labels
 
 
 class DigitsDataModule(pl.LightningDataModule):
@@ -72,7 +77,8 @@ class DigitsDataModule(pl.LightningDataModule):
         evaluated = round(EVALUATION_FRACTION * len(labels))
         rest, test = self._divide(torch.arange(len(labels)), labels, evaluated)
         train, val = self._divide(rest, labels, evaluated)
-        self.train, self.val, self.test = (BatchedTensors(images[part], labels[part]) for part in (train, val, test))
+        self.train = BatchedImages(images[train], labels[train], self.max_shift)
+        self.val, self.test = (BatchedImages(images[part], labels[part]) for part in (val, test))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train, self.batch_size, shuffle=True)
@@ -86,20 +92,13 @@ class DigitsDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         return self.test_dataloader()
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Shift the images of a training batch, on the device that they are on."""
-        if not self.max_shift or self.trainer is None or not self.trainer.training:
-            return batch
-        images, labels = batch
-        return shifted(images, self.max_shift), labels
-
     def _divide(self, indices: Tensor, labels: Tensor, held_out: int) -> tuple[Tensor, Tensor]:
         kept, out = train_test_split(
             indices.numpy(), test_size=held_out, stratify=labels[indices].numpy(), random_state=self.split_seed
         )
         return torch.from_numpy(kept), torch.from_numpy(out)
 
-    def _loader(self, dataset: BatchedTensors, batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
+    def _loader(self, dataset: BatchedImages, batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
         return DataLoader(
             dataset,
             batch_size,

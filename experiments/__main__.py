@@ -1,0 +1,136 @@
+"""The `convnets` command.
+
+Help is answered from here in no time. The backend is chosen here too: Triton decides whether it interprets when it is
+first imported, and almost everything that `experiments.cli` needs imports it.
+"""
+
+import importlib.util
+import os
+import sys
+from importlib.metadata import version
+from typing import Any
+
+COMMANDS = ("fit", "validate", "test", "predict")
+
+HELP = """\
+usage: convnets {fit,validate,test,predict} --config RECIPE [options]
+
+Train and evaluate convolutional networks whose layers are Triton kernels.
+
+commands:
+  fit         train, then test the checkpoint with the best validation accuracy
+  validate    evaluate on the validation split
+  test        evaluate on the test split
+  predict     write the class of each test image to predictions.csv, beside the checkpoint
+
+main options (later ones win over earlier ones, files too):
+  -c, --config FILE             a recipe; several are merged from left to right
+  --backend auto|triton|torch   who computes the layers. auto: Triton on a GPU, PyTorch on the CPU.
+                                triton: without a GPU the kernels are interpreted on the CPU, which is slow.
+  --ckpt_path FILE|best|last    checkpoint to evaluate, or to resume training from;
+                                best and last are the newest ones of the recipe's runs
+  --seed_everything INT         seed of weights and shuffling
+  --trainer.max_epochs INT      and so on for every key of a recipe: --model.KEY, --data.KEY, --trainer.KEY
+  --print_config                show the complete configuration and stop
+  --help                        this page
+  --help=full                   every option of a command (slow: it imports everything)
+  --version                     the version of convnets
+
+examples:
+  convnets fit --config experiments/digits.yaml --backend triton
+  convnets fit --config experiments/digits.yaml --ckpt_path last --trainer.max_epochs 30
+  convnets test --config experiments/digits.yaml --ckpt_path best
+  tensorboard --logdir logs
+
+environment:
+  CONVNETS_BACKEND    the backend, where neither --backend nor a recipe names one
+  CONVNETS_DEBUG=1    show where an error comes from
+"""
+
+
+def main() -> int:
+    """Run the command in `sys.argv` and return its exit code: 0, 2 for an error of the user, 130 when interrupted."""
+    args = sys.argv[1:]
+    if not args or "-h" in args or "--help" in args:
+        print(HELP, end="")
+        return 0
+    if args == ["--version"]:
+        print(f"convnets {version('triton-convnets')}")
+        return 0
+    try:
+        if args[0] not in COMMANDS:
+            raise ValueError(f"the first argument must be one of {', '.join(COMMANDS)}, got {args[0]!r}")
+        sys.argv[1:] = ["--help" if arg == "--help=full" else arg for arg in args]
+        prepare_backend(args)
+        from experiments.cli import run
+
+        return run()
+    except KeyboardInterrupt as interrupt:
+        print(": ".join(filter(None, ("convnets: interrupted", str(interrupt)))), file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("CONVNETS_DEBUG") == "1":
+            raise
+        print("convnets: error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+
+
+def prepare_backend(args: list[str]) -> None:
+    """Have Triton interpret where it is asked for and its kernels cannot be compiled.
+
+    Raises:
+        ValueError: Triton is asked for and not installed, or a config file cannot be read.
+    """
+    if setting(args, "backend", os.environ.get("CONVNETS_BACKEND")) != "triton":
+        return
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError(f"backend triton: triton is not installed (on {sys.platform}); choose auto or torch")
+    import torch
+
+    if setting(args, "trainer.accelerator", "auto") == "cpu" or not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def setting(args: list[str], key: str, default: str | None) -> Any:
+    """What a command line sets a dotted key to, by an option or in a config file; the last wins.
+
+    Raises:
+        ValueError: a config file is missing, or is no YAML mapping.
+    """
+    value: Any = default
+    for position, arg in enumerate(args):
+        option, equals, text = arg.partition("=")
+        if not equals:
+            text = args[position + 1] if position + 1 < len(args) else ""
+        if option == f"--{key}":
+            value = text
+        elif option in ("-c", "--config"):
+            value = _looked_up(_read_config(text), key, value)
+    return value
+
+
+def _looked_up(config: Any, key: str, default: Any) -> Any:
+    for part in key.split("."):
+        if not isinstance(config, dict) or part not in config:
+            return default
+        config = config[part]
+    return config
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path} is not YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"--config {path} must hold a mapping of keys to values, got {type(config).__name__}")
+    return config
+
+
+if __name__ == "__main__":
+    sys.exit(main())

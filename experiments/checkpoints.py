@@ -1,0 +1,73 @@
+"""Finding, reading and checking checkpoints before anything is trained or written."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def find_checkpoint(given: str, runs: Path) -> Path:
+    """The file that `--ckpt_path` means.
+
+    Args:
+        given: a path, or "best" or "last" for the newest such checkpoint among `runs`.
+        runs: directory with a directory `version_*` for each run.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    if given not in ("best", "last"):
+        if not Path(given).is_file():
+            raise ValueError(f"--ckpt_path {given}: no such file")
+        return Path(given)
+    found = sorted(runs.glob(f"version_*/checkpoints/{given}.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ValueError(f"--ckpt_path {given}: no {given}.ckpt among the runs in {runs}")
+    return found[-1]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, read with `weights_only=True`.
+
+    Raises:
+        ValueError: the file is damaged, would have to run code to be read, or is no checkpoint of Lightning.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        unsafe = _unsafe_globals(path)
+        if unsafe:
+            raise ValueError(
+                f"checkpoint {path} is refused: it holds more than tensors and plain values, "
+                f"and reading {', '.join(unsafe)} could run any code (only weights_only=True is accepted)"
+            ) from error
+        raise ValueError(f"checkpoint {path} is truncated or damaged, or no checkpoint at all") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"checkpoint {path} has no state_dict: it was not written by Lightning")
+    return checkpoint
+
+
+def check_fits(state: dict[str, Tensor], module: nn.Module, path: Path) -> None:
+    """Hold a checkpoint's state_dict to the module that is to load it.
+
+    Raises:
+        ValueError: it was saved from another architecture; the first difference is named.
+    """
+    here, there = ({key: list(value.shape) for key, value in part.items()} for part in (module.state_dict(), state))
+    differences = [
+        f"{key} is {there.get(key, 'missing')} there and {here.get(key, 'missing')} here"
+        for key in here | there
+        if here.get(key) != there.get(key)
+    ]
+    if differences:
+        more = f", and {len(differences) - 1} more differ" if len(differences) > 1 else ""
+        raise ValueError(f"checkpoint {path} is of another architecture: {differences[0]}{more}")
+
+
+def _unsafe_globals(path: Path) -> list[str]:
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+        return []

@@ -1,0 +1,217 @@
+"""LightningCLI for the recipes: one way to configure, errors in one line, no trace of a run that failed."""
+
+import csv
+import difflib
+import logging
+import os
+import re
+import shutil
+import sys
+import time
+import warnings
+from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import kernels
+from experiments.__main__ import COMMANDS
+from experiments.checkpoints import check_fits, find_checkpoint, read_checkpoint
+from kernels.backend import explain, launch_count
+
+BEST = "hp/best_monitored"  # what the checkpoints are chosen by; TensorBoard lists the hyper-parameters beside it
+
+
+class SaveRecipe(SaveConfigCallback):
+    """Saves the complete configuration beside the checkpoints, and shows it in TensorBoard as hyper-parameters."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        parameters = {key: self.config[key].as_dict() for key in ("model", "data")}
+        parameters["seed"] = self.config.seed_everything
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(parameters, {BEST: float("nan")})  # not known yet
+            else:
+                logger.log_hyperparams(parameters)
+
+
+class ConvnetsCLI(LightningCLI):
+    """`convnets fit|validate|test|predict`.
+
+    Only `fit` writes logs. Checkpoints are read with `weights_only=True`, and before anything is trained.
+    """
+
+    def __init__(self) -> None:
+        strict = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            save_config_callback=SaveRecipe,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={**strict, **{command: dict(strict) for command in COMMANDS}},
+            auto_configure_optimizers=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        commands = LightningCLI.subcommands()
+        return {name: commands[name] | {"weights_only", "return_predictions"} for name in COMMANDS}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--backend",
+            type=Literal["auto", "triton", "torch"],
+            default=os.environ.get("CONVNETS_BACKEND", "auto"),
+            help="Who computes the layers. auto: Triton on a GPU, PyTorch on the CPU.",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            message = error.message or str(error)
+            known = self._subcommand_parsers[sys.argv[1]].get_defaults().keys()
+            raise ValueError(message + did_you_mean(message, list(known))) from error
+        self.options = self.config[self.config.subcommand]
+        self.checkpoint: Path | None = None
+        if self.options.ckpt_path is not None:
+            self.checkpoint = find_checkpoint(str(self.options.ckpt_path), runs_directory(self.options.trainer))
+            self.options.ckpt_path = str(self.checkpoint)
+            self.state_dict = read_checkpoint(self.checkpoint)["state_dict"]
+
+    def before_instantiate_classes(self) -> None:
+        kernels.use_backend(self.options.backend)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+            kwargs["logger"] = False
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        try:
+            backend = explain(self.trainer.strategy.root_device)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+        self._say(backend)
+        if self.checkpoint is not None:
+            check_fits(self.state_dict, self.model, self.checkpoint)
+        elif self.subcommand != "fit":
+            rank_zero_warn("no --ckpt_path is given: the weights are those before training")
+
+    def fit(self, **kwargs: Any) -> None:
+        started = time.perf_counter()
+        try:
+            with no_trace_of_failure(self.trainer):
+                self.trainer.fit(**kwargs, weights_only=True)
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            last = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+            kept = f"resume with the same command and --ckpt_path {last}" if last else "no epoch was finished"
+            raise KeyboardInterrupt(kept) from None
+        self.training_seconds = time.perf_counter() - started
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint and report the run."""
+        self._say(
+            f"training: {self.training_seconds:.1f} s, {self.trainer.global_step} steps, "
+            f"{launch_count()} launches of Triton kernels"
+        )
+        boards = [logger for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        checkpoints = self.trainer.checkpoint_callback
+        if isinstance(checkpoints, ModelCheckpoint) and checkpoints.best_model_path:
+            if checkpoints.best_model_score is not None:
+                for board in boards:
+                    board.log_metrics({BEST: float(checkpoints.best_model_score)}, step=self.trainer.global_step)
+            (metrics,) = self.trainer.test(
+                self.model, self.datamodule, ckpt_path=checkpoints.best_model_path, weights_only=True, verbose=False
+            )
+            self._say(f"best checkpoint: {checkpoints.best_model_path}")
+            for name, value in metrics.items():
+                self._say(f"{name}: {value:.4f}")
+        for board in boards:
+            self._say(f"to look at it: tensorboard --logdir {board.root_dir}")
+
+    def validate(self, **kwargs: Any) -> None:
+        self.trainer.validate(**kwargs, weights_only=True)
+
+    def test(self, **kwargs: Any) -> None:
+        self.trainer.test(**kwargs, weights_only=True)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Write a row for each image of the predicted split."""
+        if self.trainer.world_size > 1:
+            raise ValueError(f"predict writes one table: use --trainer.devices 1, got {self.trainer.world_size}")
+        batches = self.trainer.predict(**kwargs, weights_only=True)
+        table = (self.checkpoint.parent if self.checkpoint else Path()) / "predictions.csv"
+        with table.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(batches[0]._fields)
+            for batch in batches:
+                rows.writerows(zip(*(column.tolist() for column in batch), strict=True))
+        self._say(f"predictions: {table}")
+
+    def _say(self, line: str) -> None:
+        if self.trainer.is_global_zero:
+            print(line, flush=True)
+
+
+def runs_directory(trainer: Namespace) -> Path:
+    """Where the configured TensorBoardLogger, or Lightning's default, keeps a directory for each run."""
+    logger = trainer.logger[0] if isinstance(trainer.logger, list) and trainer.logger else trainer.logger
+    configured = logger.get("init_args") if isinstance(logger, Namespace) else None
+    if configured is None or "save_dir" not in configured:
+        return Path(trainer.default_root_dir or ".") / "lightning_logs"
+    return Path(configured.save_dir) / (configured.get("name") or "")
+
+
+@contextmanager
+def no_trace_of_failure(trainer: pl.Trainer) -> Iterator[None]:
+    """Remove the log directory of a run that ends before its first checkpoint, if the run has made it."""
+    directory = Path(trainer.log_dir or ".")
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        if made and trainer.is_global_zero and not any(directory.rglob("*.ckpt")):
+            shutil.rmtree(directory, ignore_errors=True)
+            with suppress(OSError):
+                for parent in made[1:]:
+                    parent.rmdir()
+        raise
+
+
+def did_you_mean(message: str, known: list[str]) -> str:
+    """What to add to a parser's complaint about an option: the names close to it, if any."""
+    option = re.search(r"(?:option '|arguments: --)([\w.]+)", message)
+    close = difflib.get_close_matches(option[1], known) if option else []
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+def quieten() -> None:
+    """Leave out what Lightning says that is of no use here."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the data are in memory
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of PyTorch
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip" not in record.msg)
+
+
+def run() -> int:
+    """Run the command in `sys.argv`, and return its exit code.
+
+    Raises:
+        ValueError: whatever the user can put right.
+    """
+    quieten()
+    try:
+        ConvnetsCLI()
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    return 0

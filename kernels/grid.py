@@ -1,0 +1,42 @@
+"""Index arithmetic inside a kernel, shared by convolution and pooling: positions, offsets, bounds, taps of an input."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def unravel(index, size):
+    """index, row-major over (N, *size) -> its coordinates n, d, h, w, each of the shape of index."""
+    w = index % size[2]
+    index = index // size[2]
+    h = index % size[1]
+    index = index // size[1]
+    return index // size[0], index % size[0], h, w
+
+
+@triton.jit
+def offset(n, d, h, w, size):
+    """Position (n, d, h, w) as a number of positions into a grid [N, *size]; 64 bits hold any batch."""
+    return ((n.to(tl.int64) * size[0] + d) * size[1] + h) * size[2] + w
+
+
+@triton.jit
+def inside(valid, coordinate, size, EDGE: tl.constexpr):
+    """valid and 0 <= coordinate < size; only `valid` on an axis where the window cannot leave the grid."""
+    result = valid
+    if EDGE:
+        result = valid & (coordinate >= 0) & (coordinate < size)
+    return result
+
+
+@triton.jit
+def first_tap(position, AXIS: tl.constexpr, WINDOW: tl.constexpr):
+    """First tap that reads the input at `position` = i + before of one axis, see Window.common.
+
+    A tap beyond the window (>= kernel) says that none does.
+    """
+    common: tl.constexpr = WINDOW.common[AXIS]
+    tap = position % WINDOW.stride[AXIS] // common * WINDOW.inverse[AXIS] % WINDOW.every[AXIS]
+    if common > 1:
+        tap = tl.where(position % common == 0, tap, WINDOW.kernel[AXIS])
+    return tap

@@ -1,0 +1,127 @@
+"""Compile what the launchers would launch, for a GPU that need not be there, and read the binary's resources.
+
+    with compiling_for("sm_90") as kernels:
+        conv.forward(x, weight, None, window, relu=True)  # tensors on the "meta" device: no memory, nothing runs
+    print(kernels[0].registers)
+
+Not in the interpreter: a process with TRITON_INTERPRET=1 holds no kernels that can be compiled.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+
+from kernels import backend, tuning
+from kernels.targets import TARGETS, Target
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel compiled for a target.
+
+    Args:
+        name: the kernel function's.
+        registers: registers of a thread.
+        spills: bytes of local memory of a thread (NVIDIA), or spilled vector and scalar registers (AMD).
+        shared_memory: bytes of shared memory of a block.
+        tensor_cores: whether the code holds matrix instructions (MMA, WGMMA, tcgen05; MFMA on AMD).
+    """
+
+    name: str
+    registers: int
+    spills: int
+    shared_memory: int
+    tensor_cores: bool
+
+
+class _OfflineDriver(DriverBase):
+    """Tells Triton's compiler that the target is the device in use; can launch nothing."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = GPUTarget(target.backend, target.arch, target.warp_size)
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return True
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> Any:
+        raise RuntimeError("compiling for a GPU that is not there: no device")
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        raise RuntimeError("compiling for a GPU that is not there: no launcher")
+
+    def get_benchmarker(self) -> Any:
+        raise RuntimeError("compiling for a GPU that is not there: nothing to time")
+
+
+@contextmanager
+def compiling_for(target: str) -> Iterator[list[Compiled]]:
+    """Compile for `target` (a key of TARGETS) instead of launching; gives the list that fills with the results.
+
+    Raises:
+        ValueError: for a target that is not known.
+        RuntimeError: where this process interprets.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
+    if backend.INTERPRETING:
+        raise RuntimeError("kernels cannot be compiled in a process that interprets them: unset TRITON_INTERPRET")
+    compiled: list[Compiled] = []
+
+    def compile_only(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+        compiled.append(_read(kernel.warmup(*args, grid=grid, **constants), TARGETS[target]))
+
+    with (
+        mock.patch.object(triton.runtime.driver, "_active", _OfflineDriver(TARGETS[target])),
+        mock.patch.object(backend, "launch", compile_only),
+        mock.patch.object(tuning, "target", lambda: target),
+    ):
+        yield compiled
+
+
+def _read(kernel: Any, target: Target) -> Compiled:
+    read = _read_cubin if target.backend == "cuda" else _read_amdgcn
+    registers, spills, tensor_cores = read(kernel)
+    return Compiled(kernel.name, registers, spills, kernel.metadata.shared, tensor_cores)
+
+
+def _read_cubin(kernel: Any) -> tuple[int, int, bool]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        # LOCAL is a thread's local memory: what is spilled, as the kernels hold no arrays
+    registers, local = (int(re.search(rf"\b{field}:(\d+)", usage)[1]) for field in ("REG", "LOCAL"))
+    stack = int(re.search(r"\bSTACK:(\d+)", usage)[1])
+    return registers, local + stack, bool(re.search(r"\b(mma\.sync|wgmma|tcgen05\.mma)", kernel.asm["ptx"]))
+
+
+def _read_amdgcn(kernel: Any) -> tuple[int, int, bool]:
+    text = kernel.asm["amdgcn"]
+    registers, vector, scalar = (
+        int(re.search(rf"\.{field}:\s+(\d+)", text)[1])
+        for field in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+    )
+    return registers, vector + scalar, "v_mfma" in text

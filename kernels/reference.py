@@ -1,0 +1,94 @@
+"""The PyTorch twin of every operation of the registry, with the same arguments: the torch backend, and the tests' truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.shape import Window, tap_dtype
+
+_CONVOLUTIONS = (None, F.conv1d, F.conv2d, F.conv3d)
+_MAX_POOLS = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, relu: bool) -> Tensor:
+    """See `kernels.conv.forward`."""
+    if window.axes == 0:
+        y = F.linear(x, weight, bias)
+    else:
+        padding = tuple(before for before, _ in window.padding)
+        if not window.symmetric:
+            x, padding = F.pad(x, window.flat_padding_from_last), (0,) * window.axes
+        y = _CONVOLUTIONS[window.axes](x, weight, bias, window.stride, padding, window.dilation, window.groups)
+    return y.relu_() if relu else y
+
+
+def transpose(dy: Tensor, weight: Tensor, y: Tensor | None, window: Window, size: Sequence[int]) -> Tensor:
+    """See `kernels.conv.transpose`."""
+    x = dy.new_zeros((len(dy), weight.shape[1] * window.groups, *size))
+    _, pull_back = torch.func.vjp(lambda x: convolution(x, weight, None, window, False), x)
+    return pull_back(masked(dy, y))[0]
+
+
+def weight_gradient(
+    x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bias: bool
+) -> tuple[Tensor, Tensor]:
+    """See `kernels.conv.weight_gradient`."""
+    dy = masked(dy, y)
+    weight = x.new_zeros((dy.shape[1], x.shape[1] // window.groups, *window.kernel))
+    _, pull_back = torch.func.vjp(lambda weight: convolution(x, weight, None, window, False), weight)
+    db = dy.sum([axis for axis in range(dy.dim()) if axis != 1]) if bias else dy.new_empty(0)
+    return pull_back(dy)[0], db
+
+
+def max_pool(x: Tensor, window: Window, ceil_mode: bool) -> tuple[Tensor, Tensor]:
+    """See `kernels.pool.max_pool`."""
+    y, index = max_pool_with_indices(x, window, ceil_mode)
+    tap = torch.zeros_like(index)
+    for axis, extent in reversed(list(enumerate(x.shape[2:]))):
+        output = torch.arange(y.shape[2 + axis], device=x.device).view(-1, *[1] * (window.axes - 1 - axis))
+        start = output * window.stride[axis] - window.padding[axis][0]
+        tap += (index % extent - start) // window.dilation[axis] * _row_major(window.kernel, axis)
+        index = index // extent
+    return y, tap.to(tap_dtype(window))
+
+
+def max_pool_gradient(dy: Tensor, taps: Tensor, window: Window, size: Sequence[int]) -> Tensor:
+    """See `kernels.pool.max_pool_gradient`."""
+    index = indices(taps, window, size)
+    dx = dy.new_zeros((*dy.shape[:2], *size))
+    return dx.flatten(2).scatter_add(2, index.flatten(2), dy.flatten(2)).view_as(dx)
+
+
+def max_pool_with_indices(x: Tensor, window: Window, ceil_mode: bool) -> tuple[Tensor, Tensor]:
+    """torch's own max pooling, and the index of each maximum in its flattened plane of x."""
+    padding = tuple(before for before, _ in window.padding)
+    pool = _MAX_POOLS[window.axes]
+    return pool(x, window.kernel, window.stride, padding, window.dilation, ceil_mode, return_indices=True)
+
+
+def indices(taps: Tensor, window: Window, size: Sequence[int]) -> Tensor:
+    """Taps [N, C, *grid] of `max_pool` over a grid of extents `size`, as indices into its flattened plane."""
+    taps = taps.long()
+    index = torch.zeros_like(taps)
+    for axis, extent in enumerate(size):
+        output = torch.arange(taps.shape[2 + axis], device=taps.device).view(-1, *[1] * (window.axes - 1 - axis))
+        tap = taps // _row_major(window.kernel, axis) % window.kernel[axis]
+        position = output * window.stride[axis] - window.padding[axis][0] + tap * window.dilation[axis]
+        index = index * extent + position
+    return index
+
+
+def masked(dy: Tensor, y: Tensor | None) -> Tensor:
+    """dy where the ReLU output y let the signal through; all of dy without one."""
+    return dy if y is None else torch.where(y <= 0, 0, dy)
+
+
+def _row_major(extents: Sequence[int], axis: int) -> int:
+    stride = 1
+    for extent in extents[axis + 1 :]:
+        stride *= extent
+    return stride
