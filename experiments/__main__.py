@@ -6,6 +6,7 @@ first imported, and almost everything that `experiments.cli` needs imports it.
 
 import importlib.util
 import os
+import re
 import sys
 from importlib.metadata import version
 from typing import Any
@@ -71,8 +72,18 @@ def main() -> int:
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("CONVNETS_DEBUG") == "1":
             raise
-        print("convnets: error:", " ".join(str(error).split()), file=sys.stderr)
+        print("convnets: error:", in_one_line(str(error)), file=sys.stderr)
         return 2
+
+
+def in_one_line(message: str) -> str:
+    """A message without its line breaks, and without what jsonargparse tells of types that were tried besides."""
+    noise = re.compile(
+        r"Does not validate against|Subtypes: |Errors:|- Expected a <class 'NoneType'>|Given value type: "
+        r"|Given value: (Namespace|NestedArg)\("
+    )
+    lines = (line.strip() for line in message.splitlines())
+    return " ".join(line for line in lines if line and not noise.match(line))
 
 
 def prepare_backend(args: list[str]) -> None:

@@ -20,7 +20,6 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import kernels
@@ -104,7 +103,7 @@ class ConvnetsCLI(LightningCLI):
         if self.checkpoint is not None:
             check_fits(self.state_dict, self.model, self.checkpoint)
         elif self.subcommand != "fit":
-            rank_zero_warn("no --ckpt_path is given: the weights are those before training")
+            self._say("no --ckpt_path is given: the weights are those before training")
 
     def fit(self, **kwargs: Any) -> None:
         started = time.perf_counter()
@@ -150,7 +149,7 @@ class ConvnetsCLI(LightningCLI):
         """Write a row for each image of the predicted split."""
         if self.trainer.world_size > 1:
             raise ValueError(f"predict writes one table: use --trainer.devices 1, got {self.trainer.world_size}")
-        batches = self.trainer.predict(**kwargs, weights_only=True)
+        batches: Any = self.trainer.predict(**kwargs, weights_only=True)
         table = (self.checkpoint.parent if self.checkpoint else Path()) / "predictions.csv"
         with table.open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
@@ -199,6 +198,7 @@ def did_you_mean(message: str, known: list[str]) -> str:
 def quieten() -> None:
     """Leave out what Lightning says that is of no use here."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the data are in memory
+    warnings.filterwarnings("ignore", message=".*dirpath has changed.*")  # a resumed run has a directory of its own
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of PyTorch
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip" not in record.msg)
 

@@ -5,6 +5,7 @@ The rule of "auto": Triton for tensors on a GPU; on the CPU Triton if it interpr
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -24,6 +25,13 @@ if AVAILABLE:
     INTERPRETING = not isinstance(tl.softmax, triton.JITFunction)
 else:
     INTERPRETING = False
+
+if INTERPRETING:
+    from triton.runtime import interpreter
+
+    # The interpreter computes an overflow check in 64 bits beside every integer operation, then drops its result.
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 
 _launches = 0
 

@@ -158,7 +158,7 @@ def _convolution(
 
 def _run_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, relu: bool) -> Tensor:
     if not backend.uses_triton(x):
-        return reference.convolution(x, weight, bias, window, relu)
+        return reference.forward(x, weight, bias, window, relu)
     return ops.convolution(
         x, weight, bias, window.stride, window.flat_padding, window.dilation, window.groups, relu
     )

@@ -14,7 +14,7 @@ _CONVOLUTIONS = (None, F.conv1d, F.conv2d, F.conv3d)
 _MAX_POOLS = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, relu: bool) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, relu: bool) -> Tensor:
     """See `kernels.conv.forward`."""
     if window.axes == 0:
         y = F.linear(x, weight, bias)
@@ -29,7 +29,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, 
 def transpose(dy: Tensor, weight: Tensor, y: Tensor | None, window: Window, size: Sequence[int]) -> Tensor:
     """See `kernels.conv.transpose`."""
     x = dy.new_zeros((len(dy), weight.shape[1] * window.groups, *size))
-    _, pull_back = torch.func.vjp(lambda x: convolution(x, weight, None, window, False), x)
+    _, pull_back = torch.func.vjp(lambda x: forward(x, weight, None, window, False), x)
     return pull_back(masked(dy, y))[0]
 
 
@@ -39,7 +39,7 @@ def weight_gradient(
     """See `kernels.conv.weight_gradient`."""
     dy = masked(dy, y)
     weight = x.new_zeros((dy.shape[1], x.shape[1] // window.groups, *window.kernel))
-    _, pull_back = torch.func.vjp(lambda weight: convolution(x, weight, None, window, False), weight)
+    _, pull_back = torch.func.vjp(lambda weight: forward(x, weight, None, window, False), weight)
     db = dy.sum([axis for axis in range(dy.dim()) if axis != 1]) if bias else dy.new_empty(0)
     return pull_back(dy)[0], db
 

@@ -1,6 +1,6 @@
 """Training of an image classifier: cross-entropy, and the accuracy on each split."""
 
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import lightning.pytorch as pl
 import torch
@@ -8,6 +8,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 Batch = tuple[Tensor, Tensor]  # images [N, C, H, W], labels [N]
@@ -19,13 +20,6 @@ class Predictions(NamedTuple):
     label: Tensor
     prediction: Tensor
     probability: Tensor
-
-
-class Network(Protocol):
-    """What a classifier asks of its network beside being a module."""
-
-    input_shape: tuple[int, int, int]
-    classes: int
 
 
 class Classifier(pl.LightningModule):
@@ -50,10 +44,9 @@ class Classifier(pl.LightningModule):
         self.network = network
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        shape, classes = network_shape(network)
-        self.example_input_array = torch.zeros(1, *shape)
+        self.example_input_array = torch.zeros(1, *cast("tuple[int, int, int]", network.input_shape))
         self.train_accuracy, self.val_accuracy, self.test_accuracy = (
-            MulticlassAccuracy(classes, average="micro", validate_args=False) for _ in range(3)
+            MulticlassAccuracy(cast(int, network.classes), average="micro", validate_args=False) for _ in range(3)
         )
 
     def forward(self, images: Tensor) -> Tensor:

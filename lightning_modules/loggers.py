@@ -3,9 +3,10 @@
 import warnings
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class TolerantTensorBoardLogger(TensorBoardLogger):
@@ -15,7 +16,7 @@ class TolerantTensorBoardLogger(TensorBoardLogger):
         super().__init__(*args, **kwargs)
         self._drawn = False
 
-    def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
+    def log_graph(self, model: LightningModule, input_array: Tensor | None = None) -> None:  # type: ignore[override]
         if self._drawn:
             return
         self._drawn = True

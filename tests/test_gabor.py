@@ -28,6 +28,7 @@ IMPOSTORS = {
     "pixel": ((X == 1) & (Y == -2)).float(),
     "pair of pixels": ((X == 1) & (Y == -2)).float() - ((X == 2) & (Y == -2)).float(),
     "grating": torch.cos(1.2 * X + 0.5 * Y),
+    "narrow band": torch.cos(2.4 * X) * torch.exp(-(X.square() + Y.square()) / 32),
     "checkerboard": (-1.0) ** (X + Y),
     "blob": SMOOTH,
     "ramp": X + 0.3 * Y,
@@ -160,6 +161,7 @@ def test_r2_is_that_of_the_returned_function():
 def test_orientation_survives_noise():
     gabors = random_gabors(64, seed=4)
     fit = fit_gabor(noisy(gabors.kernels(WINDOW), 0.5, seed=5))
+    assert ((fit.gabor.tau >= 0) & (fit.gabor.tau < math.pi)).all()
     difference = (fit.gabor.tau - gabors.tau) % math.pi
     degrees = torch.rad2deg(torch.minimum(difference, math.pi - difference))
     assert degrees.median() < 2

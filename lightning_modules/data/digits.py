@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset, default_convert
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 from lightning_modules.classifier import Batch
 
@@ -18,15 +18,23 @@ DARKEST = 16.0  # pixels count the dark ones of a 4x4 block of the scan
 EVALUATION_FRACTION = 0.15  # of all digits for validation, and as many for the test
 
 
-class BatchedImages(TensorDataset):
+class BatchedImages(Dataset[Batch]):
     """Images and labels that give a whole batch by one indexing, where the default collects it sample by sample."""
 
     def __init__(self, images: Tensor, labels: Tensor, max_shift: int = 0) -> None:
-        super().__init__(images, labels)
+        self.images = images
+        self.labels = labels
         self.max_shift = max_shift
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Batch:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
     def __getitems__(self, indices: list[int]) -> Batch:
-        images, labels = self[indices]
+        images, labels = self.images[indices], self.labels[indices]
         return (shifted(images, self.max_shift) if self.max_shift else images), labels
 
 
@@ -100,8 +108,8 @@ class DigitsDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: BatchedImages, batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
         return DataLoader(
-            dataset,
-            batch_size,
+            dataset,  # type: ignore[arg-type]  # batches, where DataLoader's types know samples
+            batch_size=batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

@@ -1,0 +1,58 @@
+"""The three kernels of a convolution against float64, by the one tolerance rule, in every dtype and on small tiles."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import reference
+from kernels.tuning import Tile, use_tile
+from tests.closeness import assert_as_exact_as_torch
+from tests.kernels.problems import CONVOLUTIONS, Problem
+
+conv = pytest.importorskip("kernels.conv", reason="triton is not installed")
+
+pytestmark = pytest.mark.usefixtures("triton_only")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+SMALL = Tile(32, 16, 16, splits=2)
+
+
+def three_operations(module, problem: Problem, tensors: list[Tensor], relu: bool) -> tuple[Tensor, ...]:
+    """Output, input gradient, weight and bias gradient by `module`: kernels.conv or its twin."""
+    x, weight, bias, dy, mask = tensors
+    mask = mask if relu else None
+    y = module.forward(x, weight, bias, problem.window, relu)
+    dx = module.transpose(dy, weight, mask, problem.window, problem.size)
+    return y, dx, *module.weight_gradient(x, dy, mask, problem.window, True)
+
+
+def check(problem: Problem, dtype: torch.dtype, device: str, relu: bool) -> None:
+    x, weight, bias, dy = problem.tensors(device)
+    # The ReLU mask of both gradients is given, so that a sign lost to rounding does not decide the comparison.
+    # Sums of products of bfloat16 values are exact in float64, where there is no better truth to compare with.
+    rounded = torch.bfloat16 if dtype == torch.float64 else dtype
+    tensors = [t.to(rounded).to(dtype) for t in (x, weight, bias, dy, (dy.flip(0) > 0))]
+    exact = [t.double() for t in tensors]
+    ours = three_operations(conv, problem, tensors, relu)
+    torchs = three_operations(reference, problem, tensors, relu)
+    truths = three_operations(reference, problem, exact, relu)
+    magnitudes = three_operations(reference, problem, [t.abs() for t in exact], relu)
+    for compared in zip(ours, torchs, truths, magnitudes, strict=True):
+        assert_as_exact_as_torch(*compared)
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+@pytest.mark.parametrize("problem", CONVOLUTIONS)
+def test_agrees_with_float64(problem, relu, device):
+    check(problem, torch.float32, device, relu)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("problem", CONVOLUTIONS)
+def test_agrees_in_every_dtype(problem, dtype, device):
+    check(problem, dtype, device, relu=True)
+
+
+@pytest.mark.parametrize("problem", CONVOLUTIONS)
+def test_agrees_on_many_small_blocks(problem, device):
+    with use_tile(SMALL):
+        check(problem, torch.float32, device, relu=True)
