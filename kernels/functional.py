@@ -98,7 +98,7 @@ def max_pool2d(
     Args:
         input: [N, C, H, W] or [C, H, W].
         kernel_size, stride, padding, dilation: one int, or one an axis; stride None is kernel_size; padding (with
-            minus infinity) is at most half the window's span.
+            minus infinity) is at most half of kernel_size.
         ceil_mode: let a last window hang over the edge, where it starts on the input or its padding before.
         return_indices: also give the index of each maximum in its flattened plane of the input, int64.
 
@@ -127,8 +127,7 @@ def cross_channel_max_pool(input: Tensor, pool_size: int) -> Tensor:
     """
     op = "cross_channel_max_pool"
     check_floating(op, input=input)
-    if not isinstance(pool_size, int) or pool_size < 1:
-        raise ValueError(f"{op}: pool_size must be an int >= 1, got {pool_size!r}")
+    check_pool_size(op, pool_size)
     if input.dim() < 2:
         raise ValueError(f"{op}: input must be [N, C, ...], got shape {tuple(input.shape)}")
     if input.shape[1] % pool_size:
@@ -193,6 +192,13 @@ def check_activation(op: str, activation: str | None) -> str | None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"{op}: activation must be None or 'relu', got {activation!r}")
     return activation
+
+
+def check_pool_size(op: str, pool_size: int) -> int:
+    """The number of channels pooled into one, if it is at least 1; else ValueError."""
+    if not isinstance(pool_size, int) or pool_size < 1:
+        raise ValueError(f"{op}: pool_size must be an int >= 1, got {pool_size!r}")
+    return pool_size
 
 
 def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -34,7 +34,8 @@ class Compiled:
     Args:
         name: the kernel function's.
         registers: registers of a thread.
-        spills: bytes of local memory of a thread (NVIDIA), or spilled vector and scalar registers (AMD).
+        spills: what a thread keeps in memory for want of registers: bytes (NVIDIA), vector registers (AMD, whose
+            spilled scalar registers stay in vector registers).
         shared_memory: bytes of shared memory of a block.
         tensor_cores: whether the code holds matrix instructions (MMA, WGMMA, tcgen05; MFMA on AMD).
     """
@@ -49,8 +50,10 @@ class Compiled:
 class _OfflineDriver(DriverBase):
     """Tells Triton's compiler that the target is the device in use; can launch nothing."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, name: str) -> None:
+        target = TARGETS[name]
         self._target = GPUTarget(target.backend, target.arch, target.warp_size)
+        self._device = list(TARGETS).index(name)  # Triton keeps what it compiled by device
 
     @classmethod
     def is_active(cls) -> bool:
@@ -60,7 +63,7 @@ class _OfflineDriver(DriverBase):
         return self._target
 
     def get_current_device(self) -> int:
-        return 0
+        return self._device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -93,7 +96,7 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
         compiled.append(_read(kernel.warmup(*args, grid=grid, **constants), TARGETS[target]))
 
     with (
-        mock.patch.object(triton.runtime.driver, "_active", _OfflineDriver(TARGETS[target])),
+        mock.patch.object(triton.runtime.driver, "_active", _OfflineDriver(target)),
         mock.patch.object(backend, "launch", compile_only),
         mock.patch.object(tuning, "target", lambda: target),
     ):
@@ -120,8 +123,5 @@ def _read_cubin(kernel: Any) -> tuple[int, int, bool]:
 
 def _read_amdgcn(kernel: Any) -> tuple[int, int, bool]:
     text = kernel.asm["amdgcn"]
-    registers, vector, scalar = (
-        int(re.search(rf"\.{field}:\s+(\d+)", text)[1])
-        for field in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
-    )
-    return registers, vector + scalar, "v_mfma" in text
+    registers, spills = (int(re.search(rf"\.{field}:\s+(\d+)", text)[1]) for field in ("vgpr_count", "vgpr_spill_count"))
+    return registers, spills, "v_mfma" in text

@@ -117,7 +117,7 @@ class CrossChannelMaxPool(nn.Module):
 
     def __init__(self, pool_size: int) -> None:
         super().__init__()
-        self.pool_size = pool_size
+        self.pool_size = functional.check_pool_size("CrossChannelMaxPool", pool_size)
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.cross_channel_max_pool(input, self.pool_size)

@@ -222,14 +222,10 @@ def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def check_pooling(op: str, x: Tensor, window: Window, ceil_mode: bool) -> None:
-    """Raise ValueError where a pooling window is padded by more than half its span, or does not fit on the grid."""
-    for axis in range(window.axes):
-        span = window.dilation[axis] * (window.kernel[axis] - 1) + 1
-        if window.padding[axis][0] > span // 2:
-            raise ValueError(
-                f"{op}: padding must be at most half the window's span, got padding {window.padding[axis][0]}"
-                f" for kernel_size {window.kernel[axis]} with dilation {window.dilation[axis]}"
-            )
+    """Raise ValueError where a pooling window is padded by more than half of it, or does not fit on the grid."""
+    for kernel, (before, _) in zip(window.kernel, window.padding, strict=True):
+        if before > kernel // 2:
+            raise ValueError(f"{op}: padding must be at most half of kernel_size, got {before} for {kernel}")
     check_fits(op, x, window, ceil_mode)
 
 

@@ -103,14 +103,20 @@ def _interpreter_tile(operation: str, rows: int, columns: int, depth: int, taps:
 
 
 def _gpu_tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int) -> Tile:
-    """Tiles of 4 warps whose accumulator fits the registers; a reduction step that divides the channels, if any."""
-    m, n, k = {2: (128, 128, 64), 4: (64, 64, 32), 8: (32, 32, 16)}[dtype.itemsize]
+    """Tiles of 4 warps whose accumulator and addresses fit the registers, on every target that is compiled for.
+
+    The block on the (tap, channel) axis divides the channels, if it can, so that it is one tap; where the window is
+    folded instead, each element has an address of its own, and the tile is smaller.
+    """
+    m, n, k = {2: (128, 64, 32), 4: (64, 64, 32), 8: (32, 32, 16)}[dtype.itemsize]
     if operation == "weight_gradient":
-        m, n = _block(rows, m), _dividing_block(columns, n, columns * taps)
+        n = _dividing_block(columns, n, columns * taps)
+        m = _block(rows, m if columns % n == 0 else m // 2)
         programs = -(-rows // m) * -(-columns * taps // n)
-        splits = max(1, min(256 // programs, depth // (8 * k)))
-        return Tile(m, n, k // 2, splits=splits)
-    return Tile(_block(rows, m), _block(columns, n), _dividing_block(depth, k, depth * taps))
+        return Tile(m, n, k, splits=max(1, min(256 // programs, depth // (8 * k))))
+    k = _dividing_block(depth, k, depth * taps)
+    n = _block(columns, n)
+    return Tile(_block(rows, m if depth % k == 0 and n > 16 else m // 2), n, k)
 
 
 def _block(extent: int, most: int) -> int:

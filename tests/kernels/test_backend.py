@@ -1,0 +1,103 @@
+"""The backend rule, in this process and in fresh ones: interpreted, compiled, without triton, interpreted too late."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import kernels
+from kernels import backend, functional
+
+needs_triton = pytest.mark.skipif(not backend.AVAILABLE, reason="triton is not installed")
+
+
+def python(code: str, **environment: str) -> str:
+    """Output of a fresh interpreter that runs `code`, in an environment without this process's choices."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "CONVNETS_BACKEND")}
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=inherited | {"CUDA_VISIBLE_DEVICES": ""} | environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_choice_holds_for_a_block_and_is_restored():
+    assert backend.uses_triton(torch.zeros(1)) == backend.INTERPRETING
+    with kernels.use_backend("torch"):
+        assert not backend.uses_triton(torch.zeros(1))
+        with kernels.use_backend("auto"):
+            assert backend.uses_triton(torch.zeros(1)) == backend.INTERPRETING
+        assert not backend.uses_triton(torch.zeros(1))
+    assert backend.uses_triton(torch.zeros(1)) == backend.INTERPRETING
+
+
+def test_torch_backend_launches_nothing(device):
+    before = backend.launch_count()
+    with kernels.use_backend("torch"):
+        functional.conv2d(torch.ones(1, 1, 4, 4, device=device), torch.ones(1, 1, 2, 2, device=device))
+    assert backend.launch_count() == before
+
+
+def test_unknown_backend_is_refused_and_changes_nothing():
+    with pytest.raises(ValueError, match="backend must be one of 'auto', 'triton', 'torch', got 'cuda'"):
+        kernels.use_backend("cuda")
+    assert backend.uses_triton(torch.zeros(1)) == backend.INTERPRETING
+
+
+CONVOLVE = """
+    import torch, kernels
+    from kernels import backend, functional
+    def convolve():
+        try:
+            functional.conv2d(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 2, 2))
+        except RuntimeError as error:
+            return str(error)
+        return backend.launch_count()
+"""
+
+
+@needs_triton
+def test_environment_chooses():
+    code = CONVOLVE + "    print(convolve(), backend.explain('cpu'))"
+    assert python(code).startswith("0 backend: torch on cpu (auto: on the CPU Triton runs only interpreted")
+    assert python(code, TRITON_INTERPRET="1") == "1 backend: triton, interpreted, on cpu (auto)"
+    assert python(code, TRITON_INTERPRET="1", CONVNETS_BACKEND="torch").startswith("0 backend: torch on cpu ('torch'")
+
+
+@needs_triton
+def test_triton_on_the_cpu_must_be_interpreted():
+    said = python(CONVOLVE + "    kernels.use_backend('triton'); print(convolve())")
+    assert said.startswith("backend 'triton' cannot run on a cpu tensor: set TRITON_INTERPRET=1") and "\n" not in said
+
+
+@needs_triton
+def test_interpreting_asked_for_too_late_is_said():
+    late = "    import os; os.environ['TRITON_INTERPRET'] = '1'\n"
+    said = python(CONVOLVE + late + "    print(convolve())")
+    assert said.startswith("TRITON_INTERPRET=1 was set after triton had been imported: set it") and "\n" not in said
+
+
+def test_without_triton_everything_runs_on_torch():
+    absent = """
+        import importlib.util as util
+        find = util.find_spec
+        util.find_spec = lambda name, *a: None if name == "triton" else find(name, *a)
+    """
+    code = textwrap.dedent(absent) + textwrap.dedent(CONVOLVE) + "print(convolve(), backend.explain('cpu'))\n"
+    code += "import sys; print('kernels.conv' in sys.modules)"
+    assert python(code) == "0 backend: torch on cpu (auto: triton is not installed)\nFalse"
+    asked = textwrap.dedent(absent) + textwrap.dedent(CONVOLVE) + "kernels.use_backend('triton'); print(convolve())"
+    assert python(asked).startswith("backend 'triton' cannot run on a cpu tensor: triton is not installed")
+
+
+@needs_triton
+def test_bfloat16_interpreted_is_float32_rounded(device, triton_only):
+    if device != "cpu":
+        pytest.skip("a GPU has bfloat16")
+    x, weight = torch.randn(2, 3, 6, 6).bfloat16(), torch.randn(4, 3, 3, 3).bfloat16()
+    exact = functional.conv2d(x.float(), weight.float())
+    assert torch.equal(functional.conv2d(x, weight), exact.bfloat16())

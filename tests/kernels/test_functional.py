@@ -1,0 +1,124 @@
+"""The public functions: torch's names, signatures and shapes; memory formats; and one clear message for bad input."""
+
+import inspect
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import kernels
+from kernels import functional
+from tests.kernels.problems import CONVOLUTIONS, POOLINGS, lay_out
+
+BACKENDS = [pytest.param("triton", marks=pytest.mark.skipif(not kernels.backend.AVAILABLE, reason="no triton")), "torch"]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    with kernels.use_backend(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("name", ["max_pool1d", "max_pool2d", "max_pool3d"])
+def test_pooling_signatures_are_torchs(name):
+    theirs = inspect.signature(getattr(F, name + "_with_indices"))
+    assert list(inspect.signature(getattr(functional, name)).parameters) == list(theirs.parameters)
+
+
+def test_convolution_signatures_are_torchs():
+    for name in ("conv1d", "conv2d", "conv3d"):
+        documented = re.search(r"\((.*?)\) -> Tensor", getattr(F, name).__doc__)[1]
+        names = [part.split("=")[0].strip() for part in documented.split(",")]
+        assert list(inspect.signature(getattr(functional, name)).parameters) == [*names, "activation"]
+
+
+@pytest.mark.parametrize("problem", [p for p in CONVOLUTIONS if p.values[0].padding != "full" and p.values[0].kernel])
+def test_convolution_gives_torchs_output(problem, backend, device):
+    x, weight, bias, _ = problem.tensors(device)
+    name = f"conv{len(problem.size)}d"
+    arguments = (weight, bias, problem.stride, problem.padding, problem.dilation, problem.groups)
+    expected = getattr(F, name)(x, *arguments).relu()
+    y = getattr(functional, name)(x, *arguments, activation="relu")
+    torch.testing.assert_close(y, expected)
+    if problem.batch:
+        unbatched = getattr(functional, name)(x[0], *arguments, activation="relu")
+        torch.testing.assert_close(unbatched, expected[0])
+
+
+@pytest.mark.parametrize("problem", [p for p in POOLINGS if p.values[0].values != "nan-and-infinite"])
+def test_pooling_gives_torchs_output_and_indices(problem, backend, device):
+    x = problem.input(device, torch.float32)
+    name = f"max_pool{len(problem.size)}d"
+    arguments = (problem.kernel, problem.stride, problem.padding, problem.dilation, problem.ceil_mode, True)
+    y, index = getattr(functional, name)(x, *arguments)
+    expected, expected_index = getattr(F, name)(x, *arguments)
+    assert torch.equal(y, expected) and torch.equal(index, expected_index)
+    if problem.batch:
+        y, index = getattr(functional, name)(x[0], *arguments)
+        assert torch.equal(y, expected[0]) and torch.equal(index, expected_index[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 12), (2, 12, 5), (2, 12, 4, 3), (2, 12, 2, 3, 4)], ids=str)
+def test_cross_channel_max_pool_is_the_maximum_of_channel_groups(shape, backend, device):
+    x = torch.randn(shape, device=device)
+    expected = x.unflatten(1, (4, 3)).amax(2)
+    assert torch.equal(functional.cross_channel_max_pool(x, 3), expected)
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 12), (2, 5, 12)], ids=str)
+def test_linear_takes_any_leading_axes(shape, backend, device):
+    x, weight, bias = (torch.randn(s, device=device, dtype=torch.float64) for s in (shape, (7, 12), (7,)))
+    torch.testing.assert_close(functional.linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+def test_memory_format_is_kept(layout, backend, device):
+    x = lay_out(torch.randn(2, 4, 6, 6, device=device), layout).requires_grad_()
+    y = functional.conv2d(x, torch.randn(8, 4, 3, 3, device=device), activation="relu")
+    pooled = functional.cross_channel_max_pool(functional.max_pool2d(y, 2), 2)
+    kept = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    assert y.is_contiguous(memory_format=kept) and pooled.is_contiguous(memory_format=kept)
+
+
+X, W = torch.zeros(2, 4, 8, 8), torch.zeros(6, 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda f: f.conv2d(X[0, 0], W), ValueError, r"conv2d: input must be \[N, C, H, W\].*2 dimensions: \(8, 8\)"),
+        (lambda f: f.conv2d(X, W[0]), ValueError, r"conv2d: weight must be.*\(4, 3, 3\)"),
+        (lambda f: f.conv2d(X, W[:, :3]), ValueError, r"input must have 3 channels.*got 4.*\(2, 4, 8, 8\).*\(6, 3, 3, 3\)"),
+        (lambda f: f.conv2d(X, W[:, :1], groups=4), ValueError, r"groups must divide the output channels, 6"),
+        (lambda f: f.conv2d(X, W, groups=0), ValueError, r"groups must be an int >= 1, got 0"),
+        (lambda f: f.conv2d(X, W, torch.zeros(5)), ValueError, r"bias must have shape \(6,\), got \(5,\)"),
+        (lambda f: f.conv2d(X, W, dilation=4), ValueError, r"larger than the padded input: kernel_size \(3, 3\).*\(8, 8\)"),
+        (lambda f: f.conv2d(X, W, stride=0), ValueError, r"stride must be an int or 2 ints, each >= 1, got 0"),
+        (lambda f: f.conv2d(X, W, stride=(1, 1, 1)), ValueError, r"stride must be an int or 2 ints.*got \(1, 1, 1\)"),
+        (lambda f: f.conv2d(X, W, padding=-1), ValueError, r"padding must be an int or 2 ints, each >= 0, got -1"),
+        (lambda f: f.conv2d(X, W, padding="some"), ValueError, r"'valid', 'same', 'full', got 'some'"),
+        (lambda f: f.conv2d(X, W, stride=2, padding="same"), ValueError, r"padding='same' needs stride 1"),
+        (lambda f: f.conv2d(X, W, activation="tanh"), ValueError, r"activation must be None or 'relu', got 'tanh'"),
+        (lambda f: f.conv2d(X.long(), W), TypeError, r"input must be float16, bfloat16, float32 or float64, got int64"),
+        (lambda f: f.conv2d(X.cfloat(), W), TypeError, r"got complex64"),
+        (lambda f: f.conv2d(X, W.double()), TypeError, r"one dtype, got input float32 and weight float64"),
+        (lambda f: f.conv2d(X, W.to("meta")), ValueError, r"one device, got input on cpu and weight on meta"),
+        (lambda f: f.conv2d(X.to_sparse(), W), TypeError, r"input must be a dense \(strided\) tensor"),
+        (lambda f: f.conv2d(X.numpy(), W), TypeError, r"input must be a torch.Tensor, got ndarray"),
+        (lambda f: f.max_pool2d(X[0, 0], 2), ValueError, r"max_pool2d: input must be"),
+        (lambda f: f.max_pool2d(X, 9), ValueError, r"max_pool2d: the window is larger than the padded input"),
+        (lambda f: f.max_pool2d(X, 2, padding=2), ValueError, r"at most half of kernel_size, got 2 for 2"),
+        (lambda f: f.max_pool2d(X, 2, stride=0), ValueError, r"stride must be an int or 2 ints, each >= 1, got 0"),
+        (lambda f: f.linear(X, W[0, 0, :, :2]), ValueError, r"linear: input must have 2 features, got 8"),
+        (lambda f: f.linear(X, W), ValueError, r"weight \[out, in\]"),
+        (lambda f: f.cross_channel_max_pool(X, 3), ValueError, r"pool_size must divide the channels, got 3"),
+        (lambda f: f.cross_channel_max_pool(X, 0), ValueError, r"pool_size must be an int >= 1, got 0"),
+    ],
+)
+def test_bad_input_is_one_clear_line(call, error, message, backend):
+    launches = kernels.backend.launch_count()
+    with pytest.raises(error, match=message) as caught:
+        call(functional)
+    assert "\n" not in str(caught.value)
+    assert kernels.backend.launch_count() == launches

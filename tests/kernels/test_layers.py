@@ -1,0 +1,65 @@
+"""Layers: torch.nn's state_dict, arguments and initialisation; copies, pickles and repr."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from kernels import layers
+
+PAIRS = [
+    pytest.param(layers.Conv1d(4, 6, 3, groups=2), nn.Conv1d(4, 6, 3, groups=2), (2, 4, 9), id="Conv1d"),
+    pytest.param(layers.Conv2d(4, 6, 3, padding="same"), nn.Conv2d(4, 6, 3, padding="same"), (2, 4, 6, 5), id="Conv2d"),
+    pytest.param(layers.Conv3d(2, 3, 2, bias=False), nn.Conv3d(2, 3, 2, bias=False), (1, 2, 4, 4, 3), id="Conv3d"),
+    pytest.param(layers.Linear(5, 3), nn.Linear(5, 3), (2, 5), id="Linear"),
+    pytest.param(layers.MaxPool1d(3, 2), nn.MaxPool1d(3, 2), (2, 4, 9), id="MaxPool1d"),
+    pytest.param(layers.MaxPool2d(2), nn.MaxPool2d(2), (2, 4, 6, 5), id="MaxPool2d"),
+    pytest.param(layers.MaxPool3d(2, ceil_mode=True), nn.MaxPool3d(2, ceil_mode=True), (1, 2, 4, 4, 3), id="MaxPool3d"),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "shape"), PAIRS)
+def test_exchanges_state_with_torch(ours, theirs, shape, device, triton_only):
+    assert isinstance(ours, type(theirs))
+    theirs.load_state_dict(ours.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(shape, device=device)
+    torch.testing.assert_close(ours.to(device)(x), theirs.to(device)(x))
+
+
+@pytest.mark.parametrize(("ours", "theirs", "shape"), PAIRS)
+def test_copies_and_pickles(ours, theirs, shape):
+    for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert repr(twin) == repr(ours)
+        assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), ours.parameters(), strict=True))
+
+
+def test_is_initialised_as_torch_initialises():
+    torch.manual_seed(0)
+    ours = layers.Conv2d(3, 8, 5)
+    torch.manual_seed(0)
+    assert torch.equal(ours.weight, nn.Conv2d(3, 8, 5).weight)
+
+
+def test_activation_is_applied_and_shown(device, triton_only):
+    conv = layers.Conv2d(1, 4, 3, padding="full", activation="relu").to(device)
+    y = conv(torch.randn(1, 1, 4, 4, device=device))
+    assert y.shape == (1, 4, 6, 6) and y.min() == 0 and y.max() > 0
+    assert "padding=full" in repr(conv) and "activation=relu" in repr(conv)
+    assert layers.Linear(2, 3, activation="relu").to(device)(torch.ones(1, 2, device=device)).min() >= 0
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: layers.Conv2d(1, 2, 3, padding_mode="reflect"), "Conv2d: padding_mode must be 'zeros', got 'reflect'"),
+        (lambda: layers.Conv2d(1, 2, 3, activation="gelu"), "Conv2d: activation must be None or 'relu', got 'gelu'"),
+        (lambda: layers.Linear(1, 2, activation="gelu"), "Linear: activation must be None or 'relu', got 'gelu'"),
+        (lambda: layers.CrossChannelMaxPool(0), "CrossChannelMaxPool: pool_size must be an int >= 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_refused_at_construction(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

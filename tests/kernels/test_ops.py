@@ -1,0 +1,171 @@
+"""The registry: opcheck, gradients, FLOPs against ATen's, compilation without graph breaks, bitwise repeatability."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck
+from torch.utils.flop_counter import FlopCounterMode
+
+from kernels import functional, layers
+from tests.kernels.problems import CONVOLUTIONS, POOLINGS, Pooling, Problem
+
+ops = pytest.importorskip("kernels.ops", reason="triton is not installed")
+
+pytestmark = pytest.mark.usefixtures("triton_only")
+FEW = [p for p in CONVOLUTIONS if p.id in ("stem-7x7-stride-2", "grouped", "channels-last", "same-even-window", "linear",
+                                           "1-d", "3-d-channels-last", "expanded")]  # fmt: skip
+FEW_POOLINGS = [p for p in POOLINGS if p.id in ("overlapping", "dilated", "channels-last", "1-d", "3-d")]
+
+
+def arguments(problem: Problem, device: str, dtype: torch.dtype = torch.float32):
+    x, weight, bias, dy = (t.to(dtype) for t in problem.tensors(device))
+    window = problem.window
+    geometry = [list(window.stride), window.flat_padding, list(window.dilation), window.groups]
+    return x, weight, bias, dy, geometry
+
+
+def pool_arguments(problem: Pooling) -> list[list[int]]:
+    window = problem.window
+    return [list(window.kernel), list(window.stride), window.flat_padding, list(window.dilation)]
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+@pytest.mark.parametrize("problem", FEW)
+def test_opcheck_of_the_convolution_operators(problem, relu, device):
+    x, weight, bias, dy, geometry = arguments(problem, device)
+    y = ops.convolution(x, weight, bias, *geometry, relu)
+    mask = y if relu else None
+    for tensor in (x, weight, bias):
+        tensor.requires_grad_()
+    torch.library.opcheck(ops.convolution, (x, weight, bias, *geometry, relu))
+    x, weight = x.detach(), weight.detach()
+    torch.library.opcheck(ops.convolution_transpose, (dy, weight, mask, list(problem.size), *geometry))
+    kernel = list(problem.kernel)
+    torch.library.opcheck(ops.convolution_weight_gradient, (x, dy, mask, kernel, *geometry, True))
+    torch.library.opcheck(ops.convolution_weight_gradient, (x, dy, mask, kernel, *geometry, False))
+
+
+@pytest.mark.parametrize("problem", FEW_POOLINGS)
+def test_opcheck_of_the_pooling_operators(problem, device):
+    x = problem.input(device, torch.float32)
+    y, taps = ops.max_pool(x, *pool_arguments(problem), problem.ceil_mode)
+    torch.library.opcheck(ops.max_pool, (x.requires_grad_(), *pool_arguments(problem), problem.ceil_mode))
+    torch.library.opcheck(ops.max_pool_gradient, (y.detach(), taps, list(problem.size), *pool_arguments(problem)))
+
+
+def test_every_operator_is_checked():
+    """The two tests above name every operator that is registered."""
+    registered = {name.removeprefix("convnets::") for name in torch._C._dispatch_get_all_op_names() if "convnets::" in name}
+    assert registered == {
+        "convolution", "convolution_transpose", "convolution_weight_gradient", "max_pool", "max_pool_gradient"
+    }  # fmt: skip
+    functional.linear(torch.ones(1, 1), torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+@pytest.mark.parametrize("problem", FEW)
+def test_gradcheck_of_convolution(problem, relu, device):
+    x, weight, bias, _, geometry = arguments(problem, device, torch.float64)
+    inputs = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    assert gradcheck(lambda *tensors: ops.convolution(*tensors, *geometry, relu), inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("problem", FEW_POOLINGS)
+def test_gradcheck_of_pooling(problem, device):
+    x = problem.input(device, torch.float64).requires_grad_()
+    assert gradcheck(lambda x: ops.max_pool(x, *pool_arguments(problem), problem.ceil_mode)[0], [x], fast_mode=True)
+
+
+def test_gradcheck_of_cross_channel_pooling(device):
+    x = torch.randn(2, 6, 3, 2, dtype=torch.float64, device=device, requires_grad=True)
+    assert gradcheck(lambda x: functional.cross_channel_max_pool(x, 3), [x], fast_mode=True)
+
+
+@pytest.mark.parametrize("needed", ["input", "weight", "bias"])
+def test_only_the_gradient_that_is_needed_is_computed(needed, device):
+    x, weight, bias, dy, geometry = arguments(Problem((6, 6), (3, 3)), device)
+    wanted = {"input": x, "weight": weight, "bias": bias}[needed].requires_grad_()
+    y = ops.convolution(x, weight, bias, *geometry, True)
+    with FlopCounterMode(display=False) as counter:
+        y.backward(dy)
+    counted = counter.get_flop_counts()["Global"]
+    assert [op.__name__ for op in counted] == [
+        "convolution_transpose" if needed == "input" else "convolution_weight_gradient"
+    ]
+    assert wanted.grad is not None
+
+
+# torch pads the even "same" window itself, and counts a grouped weight gradient as if it were not grouped.
+@pytest.mark.parametrize("problem", [p for p in FEW if p.id not in ("same-even-window", "grouped")])
+def test_counts_the_flops_that_aten_counts(problem, device):
+    x, weight, bias, _, geometry = arguments(problem, device)
+    x.requires_grad_(), weight.requires_grad_()
+
+    def flops(run) -> int:
+        with FlopCounterMode(display=False) as counter:
+            run().sum().backward()
+        return counter.get_total_flops()
+
+    axes, window = problem.window.axes, problem.window
+    theirs = (F.linear, F.conv1d, F.conv2d, F.conv3d)[axes]
+    extra = (window.stride, [b for b, _ in window.padding], window.dilation, window.groups) if axes else ()
+    ours = flops(lambda: ops.convolution(x, weight, bias, *geometry, True))
+    assert ours == flops(lambda: theirs(x, weight, bias, *extra))
+
+
+def test_counts_what_a_grouped_convolution_computes(device):
+    x, weight, bias, dy, geometry = arguments(Problem((6, 6), (3, 3), channels=6, outputs=4, groups=2), device)
+    x.requires_grad_(), weight.requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        ops.convolution(x, weight, bias, *geometry, False).backward(dy)
+    multiplications = 2 * 4 * (4 * 4) * (6 // 2) * (3 * 3)
+    assert list(counter.get_flop_counts()["Global"].values()) == [2 * multiplications] * 3
+
+
+def network() -> torch.nn.Sequential:
+    return torch.nn.Sequential(
+        layers.Conv2d(1, 6, 5, padding="same", activation="relu"),
+        layers.MaxPool2d(3, 2),
+        layers.CrossChannelMaxPool(2),
+        torch.nn.Flatten(),
+        layers.Linear(27, 4, activation="relu"),
+    )
+
+
+def test_compiles_without_a_graph_break(device):
+    net = network().to(device)
+    x = torch.randn(2, 1, 8, 8, device=device)
+    expected = net(x)
+    expected.sum().backward()
+    gradients = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    y = torch.compile(net, fullgraph=True, backend="aot_eager")(x)
+    y.sum().backward()
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+    torch.testing.assert_close([p.grad for p in net.parameters()], gradients, rtol=0, atol=0)
+
+
+def test_is_bitwise_repeatable(device):
+    net = network().to(device)
+    x = torch.randn(4, 1, 8, 8, device=device)
+
+    def step() -> list[torch.Tensor]:
+        net.zero_grad()
+        y = net(x)
+        y.square().sum().backward()
+        return [y.detach(), *(p.grad.clone() for p in net.parameters())]
+
+    for first, second in zip(step(), step(), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_casts_as_torch_does(dtype, device):
+    conv = layers.Conv2d(2, 3, 3, activation="relu").to(device)
+    linear = layers.Linear(3, 2).to(device)
+    x = torch.randn(2, 2, 3, 3, device=device)
+    with torch.autocast(device, dtype):
+        y = linear(conv(x).flatten(1))
+    assert y.dtype == dtype
+    y.float().sum().backward()
+    assert conv.weight.grad.dtype == torch.float32 and conv.weight.grad.isfinite().all()

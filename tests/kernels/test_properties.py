@@ -1,0 +1,82 @@
+"""Problems that nobody thought of: hypothesis draws windows, and all gradients must be the float64 twin's."""
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from kernels.tuning import Tile, use_tile
+from tests.conftest import DEVICE
+from tests.kernels.problems import LAYOUTS, Pooling, Problem
+from tests.kernels.test_conv import check as check_convolution
+from tests.kernels.test_pool import check as check_pooling
+
+pytest.importorskip("kernels.conv", reason="triton is not installed")
+pytestmark = pytest.mark.usefixtures("triton_only")
+
+
+@st.composite
+def per_axis(draw, axes: int, least: int, most: int) -> tuple[int, ...]:
+    return tuple(draw(st.integers(least, most)) for _ in range(axes))
+
+
+@st.composite
+def convolutions(draw) -> Problem:
+    axes, groups = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    most = {1: 40, 2: 12, 3: 6}[axes]
+    problem = Problem(
+        size=draw(per_axis(axes, 1, most)),
+        kernel=draw(per_axis(axes, 1, 5)),
+        batch=draw(st.integers(1, 3)),
+        channels=groups * draw(st.integers(1, 18)),
+        outputs=groups * draw(st.integers(1, 18)),
+        stride=draw(per_axis(axes, 1, 4)),
+        padding=draw(st.one_of(per_axis(axes, 0, 4), st.just("full"))),
+        dilation=draw(per_axis(axes, 1, 3)),
+        groups=groups,
+        layout=draw(st.sampled_from(LAYOUTS if axes > 1 else ("contiguous", "strided", "expanded"))),
+    )
+    assume(all(extent >= 1 for extent in problem.window.output_size(problem.size)))
+    return problem
+
+
+@st.composite
+def poolings(draw) -> Pooling:
+    axes = draw(st.integers(1, 3))
+    kernel, dilation = draw(per_axis(axes, 1, 4)), draw(per_axis(axes, 1, 3))
+    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+    problem = Pooling(
+        size=draw(per_axis(axes, 1, {1: 40, 2: 12, 3: 6}[axes])),
+        kernel=kernel,
+        stride=draw(per_axis(axes, 1, 5)),
+        padding=padding,
+        dilation=dilation,
+        ceil_mode=draw(st.booleans()),
+        channels=draw(st.integers(1, 20)),
+        values=draw(st.sampled_from(("normal", "ties", "nan-and-infinite"))),
+        layout=draw(st.sampled_from(LAYOUTS if axes > 1 else ("contiguous", "strided", "expanded"))),
+    )
+    assume(all(extent >= 1 for extent in problem.window.output_size(problem.size, problem.ceil_mode)))
+    # A window that holds nothing but padding has no tap.
+    spans_grid = all(d < s or p == 0 for d, s, p in zip(dilation, problem.size, padding, strict=True))
+    assume(spans_grid)
+    return problem
+
+
+@settings(max_examples=60)
+@given(problem=convolutions(), relu=st.booleans(), dtype=st.sampled_from((torch.float32, torch.float64, torch.float16)))
+def test_convolution(problem, relu, dtype):
+    check_convolution(problem, dtype, DEVICE, relu)
+
+
+@settings(max_examples=25)
+@given(problem=convolutions(), tile=st.sampled_from((Tile(16, 16, 16, splits=3), Tile(32, 16, 64, splits=2))))
+def test_convolution_on_small_blocks(problem, tile):
+    with use_tile(tile):
+        check_convolution(problem, torch.float32, DEVICE, relu=True)
+
+
+@settings(max_examples=60)
+@given(problem=poolings(), dtype=st.sampled_from((torch.float32, torch.float64, torch.bfloat16)))
+def test_max_pooling(problem, dtype):
+    check_pooling(problem, dtype, DEVICE)

@@ -1,0 +1,65 @@
+"""Shape arithmetic against torch's own, over a grid of windows."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels.shape import Window, channels_first, channels_last, make_window, memory_format
+
+GRID = list(itertools.product((1, 5, 8), (1, 2, 3), (1, 2, 4), (0, 1), (1, 2)))
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_output_size_is_torchs(ceil_mode):
+    compared = 0
+    for size, kernel, stride, padding, dilation in GRID:
+        if padding > (dilation * (kernel - 1) + 1) // 2 or size + 2 * padding < dilation * (kernel - 1) + 1:
+            continue
+        window = make_window("test", (kernel,), stride, padding, dilation)
+        expected = F.max_pool1d(torch.zeros(1, 1, size), kernel, stride, padding, dilation, ceil_mode).shape[2]
+        assert window.output_size((size,), ceil_mode) == (expected,)
+        compared += 1
+    assert compared > 60
+
+
+@pytest.mark.parametrize("stride", range(1, 5))
+@pytest.mark.parametrize("dilation", range(1, 5))
+def test_taps_that_reach_an_input_are_the_lattice_that_the_window_says(stride, dilation):
+    window = make_window("test", (7,), stride, 3, dilation)
+    (before, _), (common,), (every,), (inverse,) = window.padding[0], window.common, window.every, window.inverse
+    for i in range(12):
+        position = i + before
+        reaching = [tap for tap in range(7) if (position - tap * dilation) % stride == 0]
+        first = position % stride // common * inverse % every
+        assert reaching == ([] if position % common else list(range(first, 7, every)))
+        assert len(reaching) <= window.reach[0]
+        outputs = [(position - tap * dilation) // stride for tap in reaching]
+        assert all(b - a == window.back[0] for a, b in itertools.pairwise(outputs))
+
+
+def test_named_padding():
+    pairs = {name: make_window("test", (4, 3), 1, name, (2, 1)).padding for name in ("valid", "same", "full")}
+    assert pairs == {"valid": ((0, 0), (0, 0)), "same": ((3, 3), (1, 1)), "full": ((6, 6), (2, 2))}
+    assert make_window("test", (4,), 1, "same", 1).padding == ((1, 2),)
+
+
+def test_lifting_adds_axes_of_extent_one():
+    lifted = Window((3,), (2,), ((1, 0),), (2,), groups=2).lifted()
+    assert lifted == Window((1, 1, 3), (1, 1, 2), ((0, 0), (0, 0), (1, 0)), (1, 1, 2), groups=2)
+    assert lifted.edges == (False, False, True)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5, 6)], ids=str)
+def test_channels_last_and_back(shape):
+    x = torch.randn(shape)
+    last = channels_last(x)
+    assert last.is_contiguous() and last.shape[0] == shape[0] and last.shape[-1] == shape[1]
+    assert torch.equal(channels_first(last, len(shape) - 2, memory_format(x)), x)
+
+
+def test_channels_last_memory_is_not_copied():
+    x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    assert channels_last(x).data_ptr() == x.data_ptr()
+    assert memory_format(x) == torch.channels_last and memory_format(x.contiguous()) == torch.contiguous_format
