@@ -79,10 +79,10 @@ def main() -> int:
 def in_one_line(message: str) -> str:
     """A message without its line breaks, and without what jsonargparse tells of types that were tried besides."""
     noise = re.compile(
-        r"Does not validate against|Subtypes: |Errors:|- Expected a <class 'NoneType'>|Given value type: "
+        r"Does not validate against|Subtypes: |Errors:|Expected a <class 'NoneType'>|Given value type: "
         r"|Given value: (Namespace|NestedArg)\("
     )
-    lines = (line.strip() for line in message.splitlines())
+    lines = (line.strip().removeprefix("- ") for line in message.splitlines())
     return " ".join(line for line in lines if line and not noise.match(line))
 
 

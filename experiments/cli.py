@@ -34,8 +34,8 @@ class SaveRecipe(SaveConfigCallback):
     """Saves the complete configuration beside the checkpoints, and shows it in TensorBoard as hyper-parameters."""
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        parameters = {key: self.config[key].as_dict() for key in ("model", "data")}
-        parameters["seed"] = self.config.seed_everything
+        config = self.config.as_dict()
+        parameters = {key: config[key] for key in ("seed_everything", "model", "data")}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(parameters, {BEST: float("nan")})  # not known yet

@@ -110,6 +110,16 @@ def explain(device: torch.device | str) -> str:
     return f"backend: triton, {how}, on {kind} ({chosen})"
 
 
+def device_function(function: Any) -> Any:
+    """triton.jit for a function that kernels call.
+
+    Where Triton interprets, a call of a jitted function patches all of triton.language first, at the cost of some ten
+    operations. The kernel that calls it has done so already: it gets the function as rewritten for interpreting.
+    """
+    jitted = triton.jit(function)
+    return jitted.rewrite() if INTERPRETING else jitted
+
+
 def launch_count() -> int:
     """Number of Triton kernels launched by this process so far."""
     return _launches

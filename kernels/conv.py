@@ -38,7 +38,7 @@ class Cost(NamedTuple):
     bytes: int
 
 
-@triton.jit
+@backend.device_function
 def _tap_and_channel(block, count, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
     """Block number `block` of the reduced axis of `count` (tap, channel) pairs -> tap, channel and mask.
 
@@ -52,7 +52,7 @@ def _tap_and_channel(block, count, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
     return tap, k - tap * CHANNELS, k < count
 
 
-@triton.jit
+@backend.device_function
 def _multiply_accumulate(
     acc,  # [BM, BN]
     x_row, y_row, weight_row,  # pointers to tap 0: [BM, 1], the ReLU output that masks x or None, [BN, 1]
@@ -73,9 +73,9 @@ def _multiply_accumulate(
         if CHANNELS % BK != 0:
             mask = row_valid & in_window
             weight_mask = column_valid & in_window
-        mask = grid.inside(mask, origin[0] + d * STEP[0], size[0], WINDOW.edges[0])
-        mask = grid.inside(mask, origin[1] + h * STEP[1], size[1], WINDOW.edges[1])
-        mask = grid.inside(mask, origin[2] + w * STEP[2], size[2], WINDOW.edges[2])
+        mask = grid.inside(mask, origin[0], d * STEP[0], size[0], WINDOW.edges[0])
+        mask = grid.inside(mask, origin[1], h * STEP[1], size[1], WINDOW.edges[1])
+        mask = grid.inside(mask, origin[2], w * STEP[2], size[2], WINDOW.edges[2])
         shift = ((d * STEP[0] * size[1] + h * STEP[1]) * size[2] + w * STEP[2]) * (WINDOW.groups * CHANNELS) + channel
         x = tl.load(x_row + shift, mask=mask, other=0.0)  # [BM, BK]
         if y_row is not None:
@@ -132,7 +132,7 @@ def _forward_kernel(
     tl.store(y_row + output, acc.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@backend.device_function
 def _phase(residue, size, AXIS: tl.constexpr, WINDOW: tl.constexpr):
     """The inputs i = residue + u * stride of one axis, see Window.common.
 
@@ -183,7 +183,8 @@ def _transpose_kernel(
         None if y_ptr is None else y_ptr + dy_row,
         weight_ptr + ((group * CHANNELS + column) * (WINDOW.taps * OUTPUTS))[:, None],
         (p[:, None], q[:, None], r[:, None]), y_size, row_valid, (column < CHANNELS)[:, None],
-        (taps_d, taps_h, taps_w), (first_d, first_h, first_w), WINDOW.every, WINDOW.back, WINDOW, OUTPUTS, PRECISION, BK,
+        (taps_d, taps_h, taps_w), (first_d, first_h, first_w), WINDOW.every, WINDOW.back,
+        WINDOW, OUTPUTS, PRECISION, BK,
     )  # fmt: skip
 
     # Store.
@@ -236,9 +237,9 @@ def _weight_gradient_kernel(
         h = (q * WINDOW.stride[1])[:, None]
         w = (r * WINDOW.stride[2])[:, None]
         mask = position_valid[:, None] & column_valid
-        mask = grid.inside(mask, d + tap_d, x_size[0], WINDOW.edges[0])
-        mask = grid.inside(mask, h + tap_h, x_size[1], WINDOW.edges[1])
-        mask = grid.inside(mask, w + tap_w, x_size[2], WINDOW.edges[2])
+        mask = grid.inside(mask, d, tap_d, x_size[0], WINDOW.edges[0])
+        mask = grid.inside(mask, h, tap_h, x_size[1], WINDOW.edges[1])
+        mask = grid.inside(mask, w, tap_w, x_size[2], WINDOW.edges[2])
         x_row = x_ptr + group * CHANNELS + grid.offset(n[:, None], d, h, w, x_size) * (WINDOW.groups * CHANNELS)
         x = tl.load(x_row + shift, mask=mask, other=0.0)  # [BK, BN]
         acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
@@ -296,9 +297,7 @@ def transpose(dy: Tensor, weight: Tensor, y: Tensor | None, window: Window, size
 
 
 @backend.upcasts_bfloat16
-def weight_gradient(
-    x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bias: bool
-) -> tuple[Tensor, Tensor]:
+def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bias: bool) -> tuple[Tensor, Tensor]:
     """dw [G*O, C, *kernel] and db [G*O] (empty unless `bias`) of `forward`; dy counts only where y > 0, if given.
 
     The output positions are split among programs, whose shares are summed in a fixed order.

@@ -1,4 +1,4 @@
-"""Public functions, with the names and signatures of torch.nn.functional: check, normalise, cast once, choose a backend.
+"""Public functions, named as in torch.nn.functional: check, normalise, cast once, choose a backend.
 
 Every function raises ValueError or TypeError, naming what was given and what is accepted, before anything runs.
 """
@@ -132,9 +132,11 @@ def cross_channel_max_pool(input: Tensor, pool_size: int) -> Tensor:
         raise ValueError(f"{op}: input must be [N, C, ...], got shape {tuple(input.shape)}")
     if input.shape[1] % pool_size:
         raise ValueError(f"{op}: pool_size must divide the channels, got {pool_size} for input {tuple(input.shape)}")
+    if not backend.uses_triton(input):
+        return reference.cross_channel_max_pool(input, pool_size)
     last = input.movedim(1, -1)  # [N, *, C], where each position is a grid of one axis: its channels
     window = make_window(op, (pool_size,), pool_size, 0, 1)
-    y, _ = _run_max_pool(last.reshape(-1, 1, input.shape[1]), window, ceil_mode=False)
+    y, _ = _run_max_pool(last.reshape(-1, 1, input.shape[1]), window, False, False)
     pooled = y.view(*last.shape[:-1], input.shape[1] // pool_size).movedim(-1, 1)
     return pooled.contiguous() if input.is_contiguous() else pooled
 
@@ -158,9 +160,7 @@ def _convolution(
 def _run_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, relu: bool) -> Tensor:
     if not backend.uses_triton(x):
         return reference.forward(x, weight, bias, window, relu)
-    return ops.convolution(
-        x, weight, bias, window.stride, window.flat_padding, window.dilation, window.groups, relu
-    )
+    return ops.convolution(x, weight, bias, window.stride, window.flat_padding, window.dilation, window.groups, relu)
 
 
 def _max_pool(
@@ -178,9 +178,7 @@ def _max_pool(
     return (y, index) if return_indices else y
 
 
-def _run_max_pool(
-    x: Tensor, window: Window, ceil_mode: bool, return_indices: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def _run_max_pool(x: Tensor, window: Window, ceil_mode: bool, return_indices: bool) -> tuple[Tensor, Tensor | None]:
     if not backend.uses_triton(x):
         return reference.max_pool_with_indices(x, window, ceil_mode)
     y, taps = ops.max_pool(x, window.kernel, window.stride, window.flat_padding, window.dilation, ceil_mode)

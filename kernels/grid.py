@@ -1,10 +1,11 @@
 """Index arithmetic inside a kernel, shared by convolution and pooling: positions, offsets, bounds, taps of an input."""
 
-import triton
 import triton.language as tl
 
+from kernels.backend import device_function
 
-@triton.jit
+
+@device_function
 def unravel(index, size):
     """index, row-major over (N, *size) -> its coordinates n, d, h, w, each of the shape of index."""
     w = index % size[2]
@@ -14,22 +15,22 @@ def unravel(index, size):
     return index // size[0], index % size[0], h, w
 
 
-@triton.jit
+@device_function
 def offset(n, d, h, w, size):
     """Position (n, d, h, w) as a number of positions into a grid [N, *size]; 64 bits hold any batch."""
     return ((n.to(tl.int64) * size[0] + d) * size[1] + h) * size[2] + w
 
 
-@triton.jit
-def inside(valid, coordinate, size, EDGE: tl.constexpr):
-    """valid and 0 <= coordinate < size; only `valid` on an axis where the window cannot leave the grid."""
+@device_function
+def inside(valid, origin, shift, size, EDGE: tl.constexpr):
+    """valid and 0 <= origin + shift < size; only `valid` on an axis where the window cannot leave the grid."""
     result = valid
     if EDGE:
-        result = valid & (coordinate >= 0) & (coordinate < size)
+        result = valid & (shift >= -origin) & (shift < size - origin)  # the bounds are of a row, outside its loop
     return result
 
 
-@triton.jit
+@device_function
 def first_tap(position, AXIS: tl.constexpr, WINDOW: tl.constexpr):
     """First tap that reads the input at `position` = i + before of one axis, see Window.common.
 

@@ -123,5 +123,7 @@ def _read_cubin(kernel: Any) -> tuple[int, int, bool]:
 
 def _read_amdgcn(kernel: Any) -> tuple[int, int, bool]:
     text = kernel.asm["amdgcn"]
-    registers, spills = (int(re.search(rf"\.{field}:\s+(\d+)", text)[1]) for field in ("vgpr_count", "vgpr_spill_count"))
+    registers, spills = (
+        int(re.search(rf"\.{field}:\s+(\d+)", text)[1]) for field in ("vgpr_count", "vgpr_spill_count")
+    )
     return registers, spills, "v_mfma" in text

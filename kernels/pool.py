@@ -48,9 +48,9 @@ def _max_pool_kernel(
         tap_d = tap // (WINDOW.kernel[1] * WINDOW.kernel[2]) * WINDOW.dilation[0]
         tap_h = tap // WINDOW.kernel[2] % WINDOW.kernel[1] * WINDOW.dilation[1]
         tap_w = tap % WINDOW.kernel[2] * WINDOW.dilation[2]
-        inside = grid.inside(valid, d + tap_d, x_size[0], WINDOW.edges[0])
-        inside = grid.inside(inside, h + tap_h, x_size[1], WINDOW.edges[1])
-        inside = grid.inside(inside, w + tap_w, x_size[2], WINDOW.edges[2])
+        inside = grid.inside(valid, d, tap_d, x_size[0], WINDOW.edges[0])
+        inside = grid.inside(inside, h, tap_h, x_size[1], WINDOW.edges[1])
+        inside = grid.inside(inside, w, tap_w, x_size[2], WINDOW.edges[2])
         shift = ((tap_d * x_size[1] + tap_h) * x_size[2] + tap_w) * channels
         x = tl.load(x_row + shift, mask=inside, other=float("-inf"))
         better = inside & ((x > best) | (x != x) | (best_tap < 0))
@@ -96,9 +96,9 @@ def _max_pool_gradient_kernel(
         p = (d - tap_d * WINDOW.dilation[0]) // WINDOW.stride[0]
         q = (h - tap_h * WINDOW.dilation[1]) // WINDOW.stride[1]
         r = (w - tap_w * WINDOW.dilation[2]) // WINDOW.stride[2]
-        inside = grid.inside(inside, p, y_size[0], WINDOW.edges[0])
-        inside = grid.inside(inside, q, y_size[1], WINDOW.edges[1])
-        inside = grid.inside(inside, r, y_size[2], WINDOW.edges[2])
+        inside = grid.inside(inside, p, 0, y_size[0], WINDOW.edges[0])
+        inside = grid.inside(inside, q, 0, y_size[1], WINDOW.edges[1])
+        inside = grid.inside(inside, r, 0, y_size[2], WINDOW.edges[2])
         y_offset = grid.offset(n, p, q, r, y_size) * channels + channel
         tap = tl.load(tap_ptr + y_offset, mask=inside, other=0).to(tl.int32)
         chosen = inside & (tap == (tap_d * WINDOW.kernel[1] + tap_h) * WINDOW.kernel[2] + tap_w)

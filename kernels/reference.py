@@ -1,4 +1,4 @@
-"""The PyTorch twin of every operation of the registry, with the same arguments: the torch backend, and the tests' truth."""
+"""The PyTorch twin of every operation, with the same arguments: the torch backend, and the truth of the tests."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def transpose(dy: Tensor, weight: Tensor, y: Tensor | None, window: Window, size
     return pull_back(masked(dy, y))[0]
 
 
-def weight_gradient(
-    x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bias: bool
-) -> tuple[Tensor, Tensor]:
+def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bias: bool) -> tuple[Tensor, Tensor]:
     """See `kernels.conv.weight_gradient`."""
     dy = masked(dy, y)
     weight = x.new_zeros((dy.shape[1], x.shape[1] // window.groups, *window.kernel))
@@ -68,6 +66,11 @@ def max_pool_with_indices(x: Tensor, window: Window, ceil_mode: bool) -> tuple[T
     padding = tuple(before for before, _ in window.padding)
     pool = _MAX_POOLS[window.axes]
     return pool(x, window.kernel, window.stride, padding, window.dilation, ceil_mode, return_indices=True)
+
+
+def cross_channel_max_pool(x: Tensor, pool_size: int) -> Tensor:
+    """See `kernels.functional.cross_channel_max_pool`; of equal channels the first has the gradient."""
+    return x.unflatten(1, (-1, pool_size)).max(2).values
 
 
 def indices(taps: Tensor, window: Window, size: Sequence[int]) -> Tensor:

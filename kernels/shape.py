@@ -126,7 +126,9 @@ def make_window(
     Raises ValueError or TypeError that name the argument, what was given and what is accepted.
     """
     axes = len(kernel)
-    kernel = per_axis(op, "kernel_size", kernel, axes, least=1)
+    kernel = per_axis(
+        op, "kernel_size", tuple(map(int, kernel)), axes, least=1
+    )  # torch.jit.trace makes tensors of them
     stride = per_axis(op, "stride", stride, axes, least=1)
     dilation = per_axis(op, "dilation", dilation, axes, least=1)
     if isinstance(padding, str):
@@ -147,7 +149,7 @@ def flat_window(
 def per_axis(op: str, name: str, value: IntOrTuple, axes: int, least: int) -> tuple[int, ...]:
     """`value` as one int an axis; a single int counts for all axes."""
     values = (value,) * axes if isinstance(value, int) else tuple(value)
-    if len(values) == 1 and axes > 1:
+    if len(values) == 1:
         values *= axes
     if len(values) != axes or not all(isinstance(v, int) and v >= least for v in values):
         raise ValueError(f"{op}: {name} must be an int or {axes} ints, each >= {least}, got {value!r}")
@@ -250,7 +252,9 @@ def batched(op: str, x: Tensor, axes: int) -> Tensor:
         return x.unsqueeze(0)
     if x.dim() != axes + 2:
         grid = GRID_NAMES[axes]
-        raise ValueError(f"{op}: input must be [N, C, {grid}] or [C, {grid}], got {x.dim()} dimensions: {tuple(x.shape)}")
+        raise ValueError(
+            f"{op}: input must be [N, C, {grid}] or [C, {grid}], got {x.dim()} dimensions: {tuple(x.shape)}"
+        )
     return x
 
 

@@ -14,6 +14,8 @@ import torch
 from kernels import backend
 
 INTERPRETER = "interpreter"
+INTERPRETED_BLOCK = 2**19  # elements; Triton takes at most 2**20
+INTERPRETED_CALLS = 2**16  # elements that NumPy goes through while it is called for one step
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,12 @@ def pool_tile(positions: int, channels: int) -> Tile:
     """The block of `positions` x `channels` that one program of a pooling kernel works on (m x n; k counts nothing)."""
     if _forced is not None:
         return _forced
-    most = 2**18 if target() == INTERPRETER else 1024
-    n = min(_block(channels, 64), most) if channels > 1 else 1
+    most = INTERPRETED_BLOCK if target() == INTERPRETER else 1024
+    n = _block(channels, 64) if channels > 1 else 1
     return Tile(_block(positions, most // n), n, 1)
 
 
-def heuristic(
-    target: str, operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int
-) -> Tile:
+def heuristic(target: str, operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int) -> Tile:
     """A tile by rules of thumb for `target`: the interpreter, where a program is dear, or any GPU."""
     if target == INTERPRETER:
         return _interpreter_tile(operation, rows, columns, depth, taps)
@@ -95,11 +95,24 @@ def target() -> str:
 
 
 def _interpreter_tile(operation: str, rows: int, columns: int, depth: int, taps: int) -> Tile:
-    """An operation on a block costs NumPy 0.1 ms and about 1 ns an element: few programs of some million elements."""
-    if operation == "weight_gradient":
-        return Tile(_block(rows, 128), _block(columns * taps, 1024), _block(depth, 4096))
-    k = _block(depth * taps, 512)
-    return Tile(_block(rows, max(1024, 2**21 // k)), _block(columns, 512), k)
+    """Few programs with large blocks, since NumPy takes long to be called.
+
+    The block on the (tap, channel) axis is the one with the least to go through: where it divides the channels it is
+    one tap, with bounds to check for rows only; else the window is folded, with bounds to check for every element.
+    """
+    gradient = operation == "weight_gradient"
+    m = _block(rows, 128) if gradient else 0  # of dy, loaded again for each block
+    channels, gathered = (columns, depth) if gradient else (depth, rows)
+
+    def work(block: int) -> int:
+        checks = 1 if channels % block == 0 else 3
+        return -(-channels * taps // block) * (INTERPRETED_CALLS + gathered * (block * checks + 2 * m))
+
+    folded = min((2**exponent for exponent in range(4, 10)), key=work)
+    if gradient:
+        return Tile(m, folded, _block(depth, INTERPRETED_BLOCK // max(m, folded)))
+    n = _block(columns, 512)
+    return Tile(_block(rows, INTERPRETED_BLOCK // max(n, folded)), n, folded)
 
 
 def _gpu_tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int) -> Tile:

@@ -79,5 +79,7 @@ class Classifier(pl.LightningModule):
         loss = F.cross_entropy(scores, labels)
         accuracy.update(scores, labels)
         values: dict[str, Tensor | Metric] = {f"{split}/loss": loss, f"{split}/accuracy": accuracy}
-        self.log_dict(values, on_step=False, on_epoch=True, prog_bar=split == "val", batch_size=len(labels))
+        self.log_dict(
+            values, on_step=False, on_epoch=True, prog_bar=split == "val", sync_dist=True, batch_size=len(labels)
+        )
         return loss

@@ -108,7 +108,7 @@ class DigitsDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: BatchedImages, batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
         return DataLoader(
-            dataset,  # type: ignore[arg-type]  # batches, where DataLoader's types know samples
+            dataset,
             batch_size=batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,

@@ -11,7 +11,10 @@ import kernels
 from kernels import functional
 from tests.kernels.problems import CONVOLUTIONS, POOLINGS, lay_out
 
-BACKENDS = [pytest.param("triton", marks=pytest.mark.skipif(not kernels.backend.AVAILABLE, reason="no triton")), "torch"]
+BACKENDS = [
+    pytest.param("triton", marks=pytest.mark.skipif(not kernels.backend.AVAILABLE, reason="no triton")),
+    "torch",
+]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -89,11 +92,19 @@ X, W = torch.zeros(2, 4, 8, 8), torch.zeros(6, 4, 3, 3)
     [
         (lambda f: f.conv2d(X[0, 0], W), ValueError, r"conv2d: input must be \[N, C, H, W\].*2 dimensions: \(8, 8\)"),
         (lambda f: f.conv2d(X, W[0]), ValueError, r"conv2d: weight must be.*\(4, 3, 3\)"),
-        (lambda f: f.conv2d(X, W[:, :3]), ValueError, r"input must have 3 channels.*got 4.*\(2, 4, 8, 8\).*\(6, 3, 3, 3\)"),
+        (
+            lambda f: f.conv2d(X, W[:, :3]),
+            ValueError,
+            r"input must have 3 channels.*got 4.*\(2, 4, 8, 8\).*\(6, 3, 3, 3\)",
+        ),
         (lambda f: f.conv2d(X, W[:, :1], groups=4), ValueError, r"groups must divide the output channels, 6"),
         (lambda f: f.conv2d(X, W, groups=0), ValueError, r"groups must be an int >= 1, got 0"),
         (lambda f: f.conv2d(X, W, torch.zeros(5)), ValueError, r"bias must have shape \(6,\), got \(5,\)"),
-        (lambda f: f.conv2d(X, W, dilation=4), ValueError, r"larger than the padded input: kernel_size \(3, 3\).*\(8, 8\)"),
+        (
+            lambda f: f.conv2d(X, W, dilation=4),
+            ValueError,
+            r"larger than the padded input: kernel_size \(3, 3\).*\(8, 8\)",
+        ),
         (lambda f: f.conv2d(X, W, stride=0), ValueError, r"stride must be an int or 2 ints, each >= 1, got 0"),
         (lambda f: f.conv2d(X, W, stride=(1, 1, 1)), ValueError, r"stride must be an int or 2 ints.*got \(1, 1, 1\)"),
         (lambda f: f.conv2d(X, W, padding=-1), ValueError, r"padding must be an int or 2 ints, each >= 0, got -1"),

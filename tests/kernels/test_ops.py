@@ -12,8 +12,8 @@ from tests.kernels.problems import CONVOLUTIONS, POOLINGS, Pooling, Problem
 ops = pytest.importorskip("kernels.ops", reason="triton is not installed")
 
 pytestmark = pytest.mark.usefixtures("triton_only")
-FEW = [p for p in CONVOLUTIONS if p.id in ("stem-7x7-stride-2", "grouped", "channels-last", "same-even-window", "linear",
-                                           "1-d", "3-d-channels-last", "expanded")]  # fmt: skip
+NAMES = "stem-7x7-stride-2 grouped channels-last same-even-window linear 1-d 3-d-channels-last expanded".split()
+FEW = [p for p in CONVOLUTIONS if p.id in NAMES]
 FEW_POOLINGS = [p for p in POOLINGS if p.id in ("overlapping", "dilated", "channels-last", "1-d", "3-d")]
 
 
@@ -55,7 +55,9 @@ def test_opcheck_of_the_pooling_operators(problem, device):
 
 def test_every_operator_is_checked():
     """The two tests above name every operator that is registered."""
-    registered = {name.removeprefix("convnets::") for name in torch._C._dispatch_get_all_op_names() if "convnets::" in name}
+    registered = {
+        name.removeprefix("convnets::") for name in torch._C._dispatch_get_all_op_names() if "convnets::" in name
+    }
     assert registered == {
         "convolution", "convolution_transpose", "convolution_weight_gradient", "max_pool", "max_pool_gradient"
     }  # fmt: skip

@@ -1,0 +1,144 @@
+import csv
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from experiments import __main__ as command
+from tests.experiments.conftest import DIGITS
+
+RUN = Path("logs/digits/version_0")
+
+
+def accuracy_in(output: str) -> float:
+    """The test accuracy that was printed last."""
+    return float(re.findall(r"test/accuracy\D+([\d.]+)", output)[-1])
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    started = time.perf_counter()
+    code = "import sys; from experiments.__main__ import main; main(); sys.exit('torch' in sys.modules)"
+    for argument in ("--help", "fit"):
+        subprocess.run([sys.executable, "-c", code, argument, "-h"], check=True, capture_output=True)
+    assert time.perf_counter() - started < 2 * 2
+
+
+def test_help_names_what_there_is(convnets):
+    page = convnets("--help").out
+    assert convnets().out == convnets("fit", "--help").out == page
+    assert all(word in page for word in (*command.COMMANDS, "--backend", "--ckpt_path", "--print_config"))
+    assert convnets("--version").out.startswith("convnets 0.")
+
+
+def test_complete_help(convnets, capfd):
+    with pytest.raises(SystemExit) as stop:
+        convnets("fit", "--help=full")
+    assert stop.value.code == 0
+    out = capfd.readouterr().out
+    assert "--trainer.max_epochs" in out and "--backend" in out and "--weights_only" not in out
+
+
+def test_fit_evaluate_resume(digits):
+    """The life of a run: trained, tested, evaluated again from its checkpoints, and trained on."""
+    fitted = digits("fit", "--trainer.max_epochs=2")
+    assert fitted.code == 0, fitted.err
+    assert fitted.out.count("backend: torch") == 1
+    assert "4 steps, 0 launches" in fitted.out
+    assert "tensorboard --logdir logs/digits" in fitted.out
+    files = {path.name for path in RUN.rglob("*") if path.is_file() and not path.name.startswith("events")}
+    assert files == {"best.ckpt", "last.ckpt", "config.yaml", "hparams.yaml"}
+
+    config = yaml.safe_load((RUN / "config.yaml").read_text())
+    assert config["backend"] == "torch" and config["trainer"]["max_epochs"] == 2
+    events = EventAccumulator(str(RUN))
+    events.Reload()
+    tags = events.Tags()
+    scalars = {f"{split}/{name}" for split in ("train", "val", "test") for name in ("loss", "accuracy")}
+    assert scalars | {"gabor/conv1/mean_r2", "gabor/conv1/fraction"} <= set(tags["scalars"])
+    assert {"kernels/conv1", "kernels/conv2", "gabor/conv1/fits"} == set(tags["images"])
+    assert tags["graph"] and "_hparams_/session_start_info" in events.summary_metadata
+
+    before = set(Path().rglob("*"))
+    for name in ("best", "last", str(RUN / "checkpoints" / "best.ckpt")):
+        assert digits("test", "--ckpt_path", name).code == 0
+    accuracy = accuracy_in(fitted.out)
+    assert accuracy_in(digits("test", "--ckpt_path", "best").out) == pytest.approx(accuracy, abs=1e-4)  # 4 digits
+    assert "no --ckpt_path is given" in digits("validate").out
+    assert set(Path().rglob("*")) == before
+
+    assert digits("predict", "--ckpt_path", "best").code == 0
+    with (RUN / "checkpoints" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 270
+    assert sum(row["label"] == row["prediction"] for row in rows) / 270 == pytest.approx(accuracy, abs=1e-4)
+
+    resumed = digits("fit", "--ckpt_path", "last", "--trainer.max_epochs=3")
+    assert resumed.code == 0 and " 6 steps" in resumed.out
+    assert torch.load("logs/digits/version_1/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+
+
+def test_configs_are_merged(digits, tmp_path, capfd):
+    (tmp_path / "more.yaml").write_text("data: {init_args: {batch_size: 7}}\nbackend: auto\n")
+    with pytest.raises(SystemExit):
+        digits("fit", "--config", "more.yaml", "--print_config")
+    config = yaml.safe_load(capfd.readouterr().out)
+    assert config["data"]["init_args"] == {
+        "batch_size": 7, "image_size": 12, "max_shift": 1, "num_workers": 0, "split_seed": 0
+    }  # fmt: skip
+    assert config["backend"] == "auto"
+
+
+def test_the_last_setting_wins(tmp_path):
+    for name, text in (("a", "backend: torch\ntrainer: {accelerator: cpu}"), ("b", "backend: triton"), ("c", "x: 1")):
+        (tmp_path / name).write_text(text)
+    a, b, c = (f"--config={tmp_path / name}" for name in "abc")
+    assert command.setting(["fit", a, b, c], "backend", "auto") == "triton"
+    assert command.setting(["fit", b, "-c", str(tmp_path / "a")], "backend", "auto") == "torch"
+    assert command.setting(["fit", a, "--backend", "triton"], "backend", "auto") == "triton"
+    assert command.setting(["fit", c], "backend", "auto") == "auto"
+    assert command.setting(["fit", a, b], "trainer.accelerator", None) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("args", "variable", "cuda", "interprets"),
+    [
+        pytest.param(["--backend", "triton"], None, False, True, id="asked for"),
+        pytest.param([], "triton", False, True, id="by the environment"),
+        pytest.param(["--backend=torch"], "triton", False, False, id="option over environment"),
+        pytest.param([], None, False, False, id="auto"),
+        pytest.param(["--backend=triton"], None, True, False, id="on a GPU"),
+        pytest.param(["--backend=triton", "--trainer.accelerator=cpu"], None, True, True, id="GPU not used"),
+    ],
+)
+def test_interprets_where_triton_cannot_compile(monkeypatch, args, variable, cuda, interprets):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv("CONVNETS_BACKEND", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    if variable:
+        monkeypatch.setenv("CONVNETS_BACKEND", variable)
+    command.prepare_backend(["fit", *args])
+    assert (os.environ.pop("TRITON_INTERPRET", None) == "1") is interprets
+
+
+def test_triton_trains_through_its_kernels(tmp_path):
+    """The command as a user starts it, from another directory."""
+    run = subprocess.run(
+        [sys.executable, "-m", "experiments", "fit", "--config", DIGITS, "--backend", "triton"]
+        + ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+        + ["--trainer.limit_test_batches=1", "--data.batch_size=8"],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("backend: triton") == 1
+    (line,) = (line for line in run.stdout.splitlines() if line.startswith("training:"))
+    assert int(line.split()[-5]) > 0, line

@@ -1,0 +1,146 @@
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import __main__ as command
+from lightning_modules.classifier import Classifier
+
+
+@pytest.fixture
+def nothing_left():
+    """No file is written by what fails."""
+    before = {path for path in Path().rglob("*")}
+    yield
+    assert {path for path in Path().rglob("*")} == before
+
+
+@pytest.fixture
+def checkpoint(digits, tmp_path) -> Path:
+    """One that fits the recipe, with the run's directory removed."""
+    assert digits("fit", "--trainer.max_epochs=1").code == 0
+    path = tmp_path / "it.ckpt"
+    shutil.move("logs/digits/version_0/checkpoints/last.ckpt", path)
+    shutil.rmtree("logs")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        pytest.param(["--trainer.max_epoch=3"], "--trainer.max_epoch=3 (did you mean trainer.max_epochs", id="option"),
+        pytest.param(["--data.batchsize=3"], "'batchsize' is not accepted", id="data option"),
+        pytest.param(["--trainer.max_epochs=x"], 'key "trainer.max_epochs"', id="value"),
+        pytest.param(["--backend=cuda"], "['auto', 'triton', 'torch']. Got value: cuda", id="backend"),
+        pytest.param(["--data.batch_size=0"], "must be positive", id="batch size"),
+        pytest.param(["--config=no.yaml"], "--config no.yaml: No such file", id="no config"),
+        pytest.param(["--ckpt_path=last"], "no last.ckpt among the runs in logs/digits", id="no last checkpoint"),
+        pytest.param(["--ckpt_path=no.ckpt"], "--ckpt_path no.ckpt: no such file", id="no checkpoint"),
+        pytest.param(["--data.image_size=8"], "images must be [N, 1, 12, 12], got [56, 1, 8, 8]", id="image size"),
+    ],
+)
+def test_one_line_and_nothing_written(digits, nothing_left, args, says):
+    assert says in digits("fit", *args).error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(digits, nothing_left):
+    assert "gpu" in digits("fit", "--trainer.accelerator=gpu").error
+
+
+def test_unknown_command(convnets):
+    assert convnets("fitt").error == "the first argument must be one of fit, validate, test, predict, got 'fitt'"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        pytest.param("trainer: {max_epoch: 3}", "'trainer.max_epoch' (did you mean trainer.max_epochs", id="misspelt"),
+        pytest.param("trainer: [3", "bad.yaml is not YAML", id="broken"),
+        pytest.param("3", "bad.yaml must hold a mapping", id="no mapping"),
+    ],
+)
+def test_config_files(digits, tmp_path, text, says):
+    (tmp_path / "bad.yaml").write_text(text)
+    assert says in digits("fit", "--config", "bad.yaml").error
+
+
+def test_triton_not_installed(digits, monkeypatch):
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    assert "triton is not installed" in digits("fit", "--backend=triton").error
+
+
+class Printing:
+    """Pickled as a call of print, as malicious checkpoints hide calls of worse."""
+
+    def __reduce__(self):
+        return print, ("it runs",)
+
+
+def test_checkpoints(digits, checkpoint):
+    content = checkpoint.read_bytes()
+    for name, damaged in (("short", content[: len(content) // 2]), ("empty", b""), ("text", b"hello world\n")):
+        Path(f"{name}.ckpt").write_bytes(damaged)
+        assert "truncated or damaged" in digits("fit", f"--ckpt_path={name}.ckpt").error
+
+    torch.save({"state_dict": {}, "extra": Printing()}, "unsafe.ckpt")
+    refused = digits("test", "--ckpt_path=unsafe.ckpt")
+    assert "builtins.print" in refused.error and "weights_only=True" in refused.error and "it runs" not in refused.out
+
+    torch.save({"network.fc2.bias": torch.zeros(10)}, "weights.pt")
+    assert "no state_dict" in digits("test", "--ckpt_path=weights.pt").error
+
+    assert (
+        "network.fc1.weight is [64, 288] there and [32, 288] here, and 2 more differ"
+        in digits("test", f"--ckpt_path={checkpoint}", "--model.init_args.network.init_args.hidden=32").error
+    )
+    assert not Path("logs").exists()
+
+
+def test_an_error_after_a_checkpoint_keeps_the_run(digits, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Classifier, "test_step", fail)
+    assert digits("fit", "--trainer.max_epochs=1").error == "no space left on device"
+    assert Path("logs/digits/version_0/checkpoints/last.ckpt").is_file()
+
+
+def test_a_fault_of_ours_keeps_its_traceback(digits, monkeypatch, nothing_left):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Classifier, "training_step", fail)
+    with pytest.raises(ZeroDivisionError):
+        digits("fit")
+
+
+def test_debug_shows_the_traceback(digits, monkeypatch):
+    monkeypatch.setenv("CONVNETS_DEBUG", "1")
+    with pytest.raises(ValueError, match="no such file"):
+        digits("fit", "--ckpt_path=no.ckpt")
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_interrupted(digits, monkeypatch, epoch):
+    """Before the first checkpoint nothing is left; after it, it is said how to resume."""
+    usual = Classifier.training_step
+    handler = signal.getsignal(signal.SIGINT)
+
+    def interrupted(module, batch, batch_idx):
+        if module.current_epoch == epoch:
+            os.kill(os.getpid(), signal.SIGINT)
+        return usual(module, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", interrupted)
+    try:
+        outcome = digits("fit")
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
+    assert outcome.code == 130
+    last = Path("logs/digits/version_0/checkpoints/last.ckpt")
+    assert last.is_file() if epoch else not Path("logs").exists()
+    assert outcome.err.endswith(f"--ckpt_path {last}\n" if epoch else "interrupted: no epoch was finished\n")
