@@ -338,8 +338,8 @@ def cost(batch: int, channels: int, outputs: int, size: Sequence[int], window: W
 
 
 def _arithmetic(x: Tensor, window: Window) -> dict[str, object]:
-    """Accumulator type and float32 product: TF32 only where torch.backends allows it (linear layers: for matmul)."""
+    """Accumulator type and float32 product: TF32 where the GPU has it and torch.backends allows it (linear: matmul)."""
     if x.dtype == torch.float64:
         return {"ACC": tl.float64, "PRECISION": "ieee"}
     tf32 = torch.backends.cudnn.allow_tf32 if window.axes else torch.backends.cuda.matmul.allow_tf32
-    return {"ACC": tl.float32, "PRECISION": "tf32" if tf32 else "ieee"}
+    return {"ACC": tl.float32, "PRECISION": "tf32" if tf32 and tuning.has_tf32() else "ieee"}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.shape import Window, tap_dtype
+from kernels.shape import Window, memory_format, tap_dtype
 
 _CONVOLUTIONS = (None, F.conv1d, F.conv2d, F.conv3d)
 _MAX_POOLS = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
@@ -70,7 +70,8 @@ def max_pool_with_indices(x: Tensor, window: Window, ceil_mode: bool) -> tuple[T
 
 def cross_channel_max_pool(x: Tensor, pool_size: int) -> Tensor:
     """See `kernels.functional.cross_channel_max_pool`; of equal channels the first has the gradient."""
-    return x.unflatten(1, (-1, pool_size)).max(2).values
+    y = x.unflatten(1, (-1, pool_size)).max(2).values
+    return y.contiguous(memory_format=memory_format(x))
 
 
 def indices(taps: Tensor, window: Window, size: Sequence[int]) -> Tensor:

@@ -94,6 +94,11 @@ def target() -> str:
     return getattr(properties, "gcnArchName", "").split(":")[0] or f"sm_{properties.major}{properties.minor}"
 
 
+def has_tf32() -> bool:
+    """Whether the target multiplies float32 as TF32: NVIDIA's GPUs from sm_80 and AMD's gfx942."""
+    return target() == "gfx942" or target().startswith("sm_")
+
+
 def _interpreter_tile(operation: str, rows: int, columns: int, depth: int, taps: int) -> Tile:
     """Few programs with large blocks, since NumPy takes long to be called.
 
@@ -116,7 +121,7 @@ def _interpreter_tile(operation: str, rows: int, columns: int, depth: int, taps:
 
 
 def _gpu_tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int) -> Tile:
-    """Tiles of 4 warps whose accumulator and addresses fit the registers, on every target that is compiled for.
+    """Tiles whose accumulator and addresses fit the registers of every target that the tests compile for.
 
     The block on the (tap, channel) axis divides the channels, if it can, so that it is one tap; where the window is
     folded instead, each element has an address of its own, and the tile is smaller.
@@ -129,7 +134,8 @@ def _gpu_tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth
         return Tile(m, n, k, splits=max(1, min(256 // programs, depth // (8 * k))))
     k = _dividing_block(depth, k, depth * taps)
     n = _block(columns, n)
-    return Tile(_block(rows, m if depth % k == 0 and n > 16 else m // 2), n, k)
+    warps = 8 if operation == "transpose" and n > 32 else 4
+    return Tile(_block(rows, m if depth % k == 0 and n > 16 else m // 2), n, k, warps)
 
 
 def _block(extent: int, most: int) -> int:
