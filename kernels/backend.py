@@ -113,8 +113,8 @@ def explain(device: torch.device | str) -> str:
 def device_function(function: Any) -> Any:
     """triton.jit for a function that kernels call.
 
-    Where Triton interprets, a call of a jitted function patches all of triton.language first, at the cost of some ten
-    operations. The kernel that calls it has done so already: it gets the function as rewritten for interpreting.
+    Where Triton interprets, each call of a jitted function patches all of triton.language first, which costs as much as
+    ten operations. The kernel that calls it has done so already: it gets the function as rewritten for interpreting.
     """
     jitted = triton.jit(function)
     return jitted.rewrite() if INTERPRETING else jitted

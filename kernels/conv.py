@@ -62,7 +62,7 @@ def _multiply_accumulate(
 ):  # fmt: skip
     """acc + (rows under the window) @ (weight rows)^T: the product that convolution and its transpose share."""
     count = taps[0] * taps[1] * taps[2] * CHANNELS
-    for block in range(tl.cdiv(count, BK)):
+    for block in range(grid.cdiv(count, BK)):
         tap, channel, in_window = _tap_and_channel(block, count, CHANNELS, BK)
         d = tap // (taps[1] * taps[2])
         h = tap // taps[2] % taps[1]
@@ -98,7 +98,7 @@ def _forward_kernel(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are output positions, columns output channels of one group; neighbours in the grid share rows.
-    columns = tl.cdiv(OUTPUTS, BN)
+    columns = grid.cdiv(OUTPUTS, BN)
     pid = tl.program_id(0)
     group = pid // columns % WINDOW.groups
     column = pid % columns * BN + tl.arange(0, BN)
@@ -111,7 +111,7 @@ def _forward_kernel(
 
     # Accumulate over taps and input channels.
     acc = _multiply_accumulate(
-        tl.zeros((BM, BN), ACC),
+        tl.full((BM, BN), 0.0, ACC),
         x_ptr + group * CHANNELS + (grid.offset(n, d, h, w, x_size) * (WINDOW.groups * CHANNELS))[:, None],
         None,
         weight_ptr + ((group * OUTPUTS + column) * (WINDOW.taps * CHANNELS))[:, None],
@@ -141,8 +141,8 @@ def _phase(residue, size, AXIS: tl.constexpr, WINDOW: tl.constexpr):
     stride: tl.constexpr = WINDOW.stride[AXIS]
     position = residue + WINDOW.padding[AXIS][0]
     first = grid.first_tap(position, AXIS, WINDOW)
-    taps = tl.cdiv(WINDOW.kernel[AXIS] - first, WINDOW.every[AXIS])
-    return tl.cdiv(size - residue, stride), first, taps, (position - first * WINDOW.dilation[AXIS]) // stride
+    taps = grid.cdiv(WINDOW.kernel[AXIS] - first, WINDOW.every[AXIS])
+    return grid.cdiv(size - residue, stride), first, taps, (position - first * WINDOW.dilation[AXIS]) // stride
 
 
 @triton.jit
@@ -161,7 +161,7 @@ def _transpose_kernel(
     size_d, first_d, taps_d, p = _phase(residue_d, x_size[0], 0, WINDOW)
     size_h, first_h, taps_h, q = _phase(residue_h, x_size[1], 1, WINDOW)
     size_w, first_w, taps_w, r = _phase(residue_w, x_size[2], 2, WINDOW)
-    columns = tl.cdiv(CHANNELS, BN)
+    columns = grid.cdiv(CHANNELS, BN)
     pid = tl.program_id(0)
     group = pid // columns % WINDOW.groups
     column = pid % columns * BN + tl.arange(0, BN)
@@ -178,7 +178,7 @@ def _transpose_kernel(
     # Accumulate over the phase's taps and output channels.
     dy_row = group * OUTPUTS + (grid.offset(n, p, q, r, y_size) * (WINDOW.groups * OUTPUTS))[:, None]
     acc = _multiply_accumulate(
-        tl.zeros((BM, BN), ACC),
+        tl.full((BM, BN), 0.0, ACC),
         dy_ptr + dy_row,
         None if y_ptr is None else y_ptr + dy_row,
         weight_ptr + ((group * CHANNELS + column) * (WINDOW.taps * OUTPUTS))[:, None],
@@ -206,23 +206,23 @@ def _weight_gradient_kernel(
 ):  # fmt: skip
     # Locate: rows are output channels of one group, columns (tap, input channel) pairs; a split is a run of positions.
     COUNT: tl.constexpr = WINDOW.taps * CHANNELS
-    blocks = tl.cdiv(COUNT, BN)
+    blocks = grid.cdiv(COUNT, BN)
     pid = tl.program_id(0)
     tap, channel, column_valid = _tap_and_channel(pid % blocks, COUNT, CHANNELS, BN)
     tap_d = tap // (WINDOW.kernel[1] * WINDOW.kernel[2]) * WINDOW.dilation[0] - WINDOW.padding[0][0]
     tap_h = tap // WINDOW.kernel[2] % WINDOW.kernel[1] * WINDOW.dilation[1] - WINDOW.padding[1][0]
     tap_w = tap % WINDOW.kernel[2] * WINDOW.dilation[2] - WINDOW.padding[2][0]
     shift = ((tap_d * x_size[1] + tap_h) * x_size[2] + tap_w) * (WINDOW.groups * CHANNELS) + channel  # [1, BN]
-    output = pid // blocks % tl.cdiv(OUTPUTS, BM) * BM + tl.arange(0, BM)
+    output = pid // blocks % grid.cdiv(OUTPUTS, BM) * BM + tl.arange(0, BM)
     output_valid = output < OUTPUTS
-    group = pid // (blocks * tl.cdiv(OUTPUTS, BM))
+    group = pid // (blocks * grid.cdiv(OUTPUTS, BM))
     split = tl.program_id(1)
-    run = tl.cdiv(tl.cdiv(positions, tl.num_programs(1)), BK) * BK
+    run = grid.cdiv(grid.cdiv(positions, tl.num_programs(1)), BK) * BK
     last = tl.minimum(split * run + run, positions)
 
     # Accumulate over output positions.
-    acc = tl.zeros((BM, BN), ACC)
-    bias = tl.zeros((BM,), ACC)
+    acc = tl.full((BM, BN), 0.0, ACC)
+    bias = tl.full((BM,), 0.0, ACC)
     for start in range(split * run, last, BK):
         position = start + tl.arange(0, BK)
         position_valid = position < last

@@ -6,6 +6,12 @@ from kernels.backend import device_function
 
 
 @device_function
+def cdiv(a, b):
+    """a / b rounded up, for a >= 0; tl.cdiv is a jitted function, see `device_function`."""
+    return (a + b - 1) // b
+
+
+@device_function
 def unravel(index, size):
     """index, row-major over (N, *size) -> its coordinates n, d, h, w, each of the shape of index."""
     w = index % size[2]

@@ -31,7 +31,7 @@ def _max_pool_kernel(
     WINDOW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are output positions, columns channels.
-    columns = tl.cdiv(channels, BN)
+    columns = grid.cdiv(channels, BN)
     row = tl.program_id(0) // columns * BM + tl.arange(0, BM)[:, None]
     channel = tl.program_id(0) % columns * BN + tl.arange(0, BN)[None, :]
     valid = (row < positions) & (channel < channels)
@@ -70,7 +70,7 @@ def _max_pool_gradient_kernel(
     WINDOW: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are input positions, columns channels.
-    columns = tl.cdiv(channels, BN)
+    columns = grid.cdiv(channels, BN)
     row = tl.program_id(0) // columns * BM + tl.arange(0, BM)[:, None]
     channel = tl.program_id(0) % columns * BN + tl.arange(0, BN)[None, :]
     valid = (row < positions) & (channel < channels)
@@ -84,7 +84,7 @@ def _max_pool_gradient_kernel(
 
     # Gather from the windows that reach each input.
     reach: tl.constexpr = WINDOW.reach
-    dx = tl.zeros((BM, BN), ACC)
+    dx = tl.full((BM, BN), 0.0, ACC)
     for window in range(reach[0] * reach[1] * reach[2]):
         j_d = window // (reach[1] * reach[2])
         j_h = window // reach[2] % reach[1]
