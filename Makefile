@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install fit test lint clean
+.PHONY: help install fit test ratios lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ fit: $(INSTALLED)  ## train the recipe CONFIG through the Triton kernels, on the
 
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest -n 2
+
+ratios: $(INSTALLED)  ## measure the tiles of the interpreter and the cost of the torch backend, as ratios
+	$(BIN)/python -m tests.ratios
 
 lint: $(INSTALLED)  ## check style, format and types
 	$(BIN)/ruff check .

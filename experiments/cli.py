@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from threadpoolctl import threadpool_limits
 
 import kernels
 from experiments.__main__ import COMMANDS
 from experiments.checkpoints import check_fits, find_checkpoint, read_checkpoint
-from kernels.backend import explain, launch_count
+from kernels.backend import INTERPRETING, explain, launch_count
 
 BEST = "hp/best_monitored"  # what the checkpoints are chosen by; TensorBoard lists the hyper-parameters beside it
 
@@ -87,6 +89,9 @@ class ConvnetsCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         kernels.use_backend(self.options.backend)
+        if INTERPRETING and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)  # NumPy's small products are twice as slow where threads contend for the cores
+            threadpool_limits(1)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         if self.subcommand != "fit":
@@ -137,7 +142,7 @@ class ConvnetsCLI(LightningCLI):
             for name, value in metrics.items():
                 self._say(f"{name}: {value:.4f}")
         for board in boards:
-            self._say(f"to look at it: tensorboard --logdir {board.root_dir}")
+            self._say(f"to look at it: tensorboard --logdir {board.root_dir} --samples_per_plugin images=100")
 
     def validate(self, **kwargs: Any) -> None:
         self.trainer.validate(**kwargs, weights_only=True)
