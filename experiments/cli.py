@@ -142,7 +142,7 @@ class ConvnetsCLI(LightningCLI):
             for name, value in metrics.items():
                 self._say(f"{name}: {value:.4f}")
         for board in boards:
-            self._say(f"to look at it: tensorboard --logdir {board.root_dir} --samples_per_plugin images=100")
+            self._say(f"to look at it: {tensorboard()} --logdir {board.root_dir} --samples_per_plugin images=100")
 
     def validate(self, **kwargs: Any) -> None:
         self.trainer.validate(**kwargs, weights_only=True)
@@ -191,6 +191,12 @@ def no_trace_of_failure(trainer: pl.Trainer) -> Iterator[None]:
                 for parent in made[1:]:
                     parent.rmdir()
         raise
+
+
+def tensorboard() -> str:
+    """The command that runs this environment's TensorBoard: with its path, where the environment is not active."""
+    here = Path(sys.executable).with_name("tensorboard")
+    return "tensorboard" if shutil.which("tensorboard") == str(here) else os.path.relpath(here)
 
 
 def did_you_mean(message: str, known: list[str]) -> str:
