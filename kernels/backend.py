@@ -5,10 +5,12 @@ The rule of "auto": Triton for tensors on a GPU; on the CPU Triton if it interpr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
 import os
+import threading
 from types import TracebackType
 from typing import Any
 
@@ -34,6 +36,7 @@ if INTERPRETING:
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 
 _launches = 0
+_one_at_a_time = threading.Lock() if INTERPRETING else contextlib.nullcontext()  # the interpreter's state is global
 
 
 def _checked(name: str, source: str) -> str:
@@ -46,7 +49,9 @@ _choice = _checked(os.environ.get("CONVNETS_BACKEND", "auto"), "CONVNETS_BACKEND
 
 
 class use_backend:
-    """Choose the backend of `kernels.functional` and `kernels.layers` for the process, or for a `with` block.
+    """Choose the backend of `kernels.functional` and `kernels.layers` for the process, or for `with` blocks.
+
+    The choice holds from the call on, and to the end of the block if it heads one. It is no decorator.
 
     Args:
         name: "auto", "triton" or "torch". The environment variable CONVNETS_BACKEND gives the first choice.
@@ -57,14 +62,19 @@ class use_backend:
 
     def __init__(self, name: str) -> None:
         global _choice
-        self._previous, _choice = _choice, _checked(name, "backend")
+        self._name = _checked(name, "backend")
+        self._previous = [_choice]
+        _choice = name
 
     def __enter__(self) -> None:
-        pass
+        global _choice
+        if not self._previous:  # a second block
+            self._previous.append(_choice)
+            _choice = self._name
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         global _choice
-        _choice = self._previous
+        _choice = self._previous.pop()
 
 
 def uses_triton(x: Tensor) -> bool:
@@ -130,8 +140,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     global _launches
     if 0 in grid:
         return
-    _launches += 1
-    with torch.cuda.device_of(args[0]):
+    with _one_at_a_time, torch.cuda.device_of(args[0]):
+        _launches += 1
         kernel[grid](*args, **constants)
 
 

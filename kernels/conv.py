@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import backend, grid, tuning
-from kernels.shape import Window, channels_first, channels_last, lift, memory_format
+from kernels.shape import Window, channels_first, channels_last, memory_format, new_channels_last
 
 
 class Cost(NamedTuple):
@@ -262,16 +262,17 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, relu
     size = window.output_size(x.shape[2:])
     wide, outputs, channels = window.lifted(), weight.shape[0] // window.groups, weight.shape[1]
     x_last, weight_last = channels_last(x), channels_last(weight)
-    y = x.new_empty((len(x), *lift(size), len(weight)))
-    positions = len(x) * prod(size)
+    y = new_channels_last(x, weight.shape[0], size)
+    y_last = channels_last(y)
+    positions = x.shape[0] * prod(size)
     tile = tuning.tile("forward", x.dtype, positions, outputs, channels, window.taps)
     programs = triton.cdiv(positions, tile.m) * triton.cdiv(outputs, tile.n) * window.groups
     backend.launch(
         _forward_kernel, (programs,),
-        x_last, weight_last, bias, y, positions, tuple(x_last.shape[1:4]), tuple(y.shape[1:4]),
+        x_last, weight_last, bias, y_last, positions, tuple(x_last.shape[1:4]), tuple(y_last.shape[1:4]),
         WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, RELU=relu, **_arithmetic(x, window), **tile.constants,
     )  # fmt: skip
-    return channels_first(y, window.axes, memory_format(x))
+    return y.contiguous(memory_format=memory_format(x))
 
 
 @backend.upcasts_bfloat16
@@ -280,20 +281,22 @@ def transpose(dy: Tensor, weight: Tensor, y: Tensor | None, window: Window, size
 
     One launch; the second axis of its grid is the phase, a residue of the stride on each axis.
     """
+    window = window.without_idle_strides(size, dy.shape[2:])
     wide, outputs, channels = window.lifted(), weight.shape[0] // window.groups, weight.shape[1]
     dy_last = channels_last(dy)
     weight_last = channels_last(weight).unflatten(0, (window.groups, outputs)).movedim(1, -1).movedim(-2, 1)
-    dx = dy.new_empty((len(dy), *lift(size), window.groups * channels))
-    rows = len(dy) * prod(triton.cdiv(extent, stride) for extent, stride in zip(size, window.stride, strict=True))
+    dx = new_channels_last(dy, window.groups * channels, size)
+    dx_last = channels_last(dx)
+    rows = dy.shape[0] * prod(triton.cdiv(extent, stride) for extent, stride in zip(size, window.stride, strict=True))
     tile = tuning.tile("transpose", dy.dtype, rows, channels, outputs, window.taps)
     programs = triton.cdiv(rows, tile.m) * triton.cdiv(channels, tile.n) * window.groups
     backend.launch(
         _transpose_kernel, (programs, prod(window.stride)),
-        dy_last, None if y is None else channels_last(y), weight_last.contiguous(), dx,
-        len(dy), tuple(dx.shape[1:4]), tuple(dy_last.shape[1:4]),
+        dy_last, None if y is None else channels_last(y), weight_last.contiguous(), dx_last,
+        dy.shape[0], tuple(dx_last.shape[1:4]), tuple(dy_last.shape[1:4]),
         WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, **_arithmetic(dy, window), **tile.constants,
     )  # fmt: skip
-    return channels_first(dx, window.axes, memory_format(dy))
+    return dx.contiguous(memory_format=memory_format(dy))
 
 
 @backend.upcasts_bfloat16
@@ -304,7 +307,7 @@ def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bia
     """
     wide, outputs, channels = window.lifted(), dy.shape[1] // window.groups, x.shape[1] // window.groups
     x_last, dy_last = channels_last(x), channels_last(dy)
-    positions = len(dy) * prod(dy.shape[2:])
+    positions = dy.shape[0] * prod(dy.shape[2:])
     tile = tuning.tile("weight_gradient", x.dtype, outputs, channels, positions, window.taps)
     arithmetic = _arithmetic(x, window)
     accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -339,7 +342,6 @@ def cost(batch: int, channels: int, outputs: int, size: Sequence[int], window: W
 
 def _arithmetic(x: Tensor, window: Window) -> dict[str, object]:
     """Accumulator type and float32 product: TF32 where the GPU has it and torch.backends allows it (linear: matmul)."""
-    if x.dtype == torch.float64:
-        return {"ACC": tl.float64, "PRECISION": "ieee"}
-    tf32 = torch.backends.cudnn.allow_tf32 if window.axes else torch.backends.cuda.matmul.allow_tf32
-    return {"ACC": tl.float32, "PRECISION": "tf32" if tf32 and tuning.has_tf32() else "ieee"}
+    rule = torch.backends.cudnn.conv if window.axes else torch.backends.cuda.matmul
+    tf32 = x.dtype == torch.float32 and rule.fp32_precision == "tf32" and tuning.has_tf32()
+    return {"ACC": tl.float64 if x.dtype == torch.float64 else tl.float32, "PRECISION": "tf32" if tf32 else "ieee"}

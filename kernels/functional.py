@@ -5,6 +5,8 @@ Every function raises ValueError or TypeError, naming what was given and what is
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from kernels.shape import (
     batched,
     check_convolution,
     check_floating,
+    check_int,
     check_linear,
     check_pooling,
     make_window,
@@ -77,7 +80,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activat
     x, weight, bias = _autocast(input, weight, bias)
     check_floating("linear", input=x, weight=weight, bias=bias)
     check_linear(x, weight, bias)
-    y = _run_convolution(x.reshape(-1, x.shape[-1]), weight, bias, Window((), (), (), ()), relu)
+    rows = x.reshape(prod(x.shape[:-1]), x.shape[-1])
+    y = _run_convolution(rows, weight, bias, Window((), (), (), ()), relu)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -127,7 +131,7 @@ def cross_channel_max_pool(input: Tensor, pool_size: int) -> Tensor:
     """
     op = "cross_channel_max_pool"
     check_floating(op, input=input)
-    check_pool_size(op, pool_size)
+    pool_size = check_pool_size(op, pool_size)
     if input.dim() < 2:
         raise ValueError(f"{op}: input must be [N, C, ...], got shape {tuple(input.shape)}")
     if input.shape[1] % pool_size:
@@ -136,7 +140,7 @@ def cross_channel_max_pool(input: Tensor, pool_size: int) -> Tensor:
         return reference.cross_channel_max_pool(input, pool_size)
     last = input.movedim(1, -1)  # [N, *, C], where each position is a grid of one axis: its channels
     window = make_window(op, (pool_size,), pool_size, 0, 1)
-    y, _ = _run_max_pool(last.reshape(-1, 1, input.shape[1]), window, False, False)
+    y, _ = _run_max_pool(last.reshape(prod(last.shape[:-1]), 1, input.shape[1]), window, False, False)
     pooled = y.view(*last.shape[:-1], input.shape[1] // pool_size).movedim(-1, 1)
     return pooled.contiguous() if input.is_contiguous() else pooled
 
@@ -160,6 +164,7 @@ def _convolution(
 def _run_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, relu: bool) -> Tensor:
     if not backend.uses_triton(x):
         return reference.forward(x, weight, bias, window, relu)
+    _refuse_forward_mode(x, weight, bias)
     return ops.convolution(x, weight, bias, window.stride, window.flat_padding, window.dilation, window.groups, relu)
 
 
@@ -170,9 +175,10 @@ def _max_pool(
     check_floating(op, input=input)
     x = batched(op, input, axes)
     kernel = per_axis(op, "kernel_size", kernel_size, axes, least=1)
+    padding = per_axis(op, "padding", padding, axes, least=0)
     window = make_window(op, kernel, kernel if stride is None else stride, padding, dilation)
-    check_pooling(op, x, window, ceil_mode)
-    y, index = _run_max_pool(x, window, ceil_mode, return_indices)
+    check_pooling(op, x, window, bool(ceil_mode))
+    y, index = _run_max_pool(x, window, bool(ceil_mode), return_indices)
     if x is not input:
         y, index = y.squeeze(0), index if index is None else index.squeeze(0)
     return (y, index) if return_indices else y
@@ -180,7 +186,9 @@ def _max_pool(
 
 def _run_max_pool(x: Tensor, window: Window, ceil_mode: bool, return_indices: bool) -> tuple[Tensor, Tensor | None]:
     if not backend.uses_triton(x):
-        return reference.max_pool_with_indices(x, window, ceil_mode)
+        pooled = reference.max_pool_as_torch(x, window, ceil_mode, return_indices)
+        return pooled if return_indices else (pooled, None)
+    _refuse_forward_mode(x)
     y, taps = ops.max_pool(x, window.kernel, window.stride, window.flat_padding, window.dilation, ceil_mode)
     return y, reference.indices(taps, window, x.shape[2:]) if return_indices else None
 
@@ -194,17 +202,23 @@ def check_activation(op: str, activation: str | None) -> str | None:
 
 def check_pool_size(op: str, pool_size: int) -> int:
     """The number of channels pooled into one, if it is at least 1; else ValueError."""
-    if not isinstance(pool_size, int) or pool_size < 1:
-        raise ValueError(f"{op}: pool_size must be an int >= 1, got {pool_size!r}")
-    return pool_size
+    return check_int(op, "pool_size", pool_size, least=1)
 
 
 def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in the type that an enclosing torch.autocast asks for, as torch's own convolution casts them."""
-    if not isinstance(tensors[0], Tensor):
-        return tensors
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+    castable = (torch.float16, torch.bfloat16, torch.float32)
+    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in castable else t for t in tensors)
+
+
+def _refuse_forward_mode(*tensors: Tensor | None) -> None:
+    """Operators of torch.library have no forward-mode derivative, and drop a tangent without a word."""
+    if torch.compiler.is_compiling():
+        return
+    for t in tensors:
+        if t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None:
+            raise RuntimeError("forward-mode differentiation needs the torch backend: use_backend('torch')")

@@ -115,7 +115,7 @@ def _read_cubin(kernel: Any) -> tuple[int, int, bool]:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-        # LOCAL is a thread's local memory: what is spilled, as the kernels hold no arrays
+        # a thread's local memory and stack hold what is spilled, as the kernels have no arrays and call nothing
     registers, local = (int(re.search(rf"\b{field}:(\d+)", usage)[1]) for field in ("REG", "LOCAL"))
     stack = int(re.search(r"\bSTACK:(\d+)", usage)[1])
     return registers, local + stack, bool(re.search(r"\b(mma\.sync|wgmma|tcgen05\.mma)", kernel.asm["ptx"]))

@@ -36,11 +36,12 @@ class _Convolution(nn.modules.conv._ConvNd):
         name = type(self).__name__
         if padding_mode != "zeros":
             raise ValueError(f"{name}: padding_mode must be 'zeros', got {padding_mode!r}")
-        known = 0 if padding == "full" else padding
+        full = isinstance(padding, str) and padding == "full"
+        known = 0 if full else padding
         super().__init__(
             in_channels, out_channels, kernel_size, stride, known, dilation, groups, bias, padding_mode, device, dtype
         )
-        if padding == "full":
+        if full:
             self.padding = padding
         self.activation = functional.check_activation(name, activation)
 

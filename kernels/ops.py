@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels import conv, pool
-from kernels.shape import Window, channels_first, flat_window, lift, memory_format, tap_dtype
+from kernels.shape import Window, channels_first, flat_window, lift, memory_format, new_channels_last, tap_dtype
 
 OPERATORS = ("convolution", "convolution_transpose", "convolution_weight_gradient", "max_pool", "max_pool_gradient")
 
@@ -96,7 +96,7 @@ def _(dy, taps, size, kernel, stride, padding, dilation):
 
 def _fake(x: Tensor, channels: int, grid: Sequence[int]) -> Tensor:
     """An output of a launcher, [N, channels, *grid] in the memory format of x, without its values."""
-    return channels_first(x.new_empty((x.shape[0], *lift(grid), channels)), len(grid), memory_format(x))
+    return new_channels_last(x, channels, grid).contiguous(memory_format=memory_format(x))
 
 
 def _convolution_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import backend, grid, tuning
-from kernels.shape import Window, channels_first, channels_last, lift, memory_format, tap_dtype
+from kernels.shape import Window, channels_last, memory_format, new_channels_last, tap_dtype
 
 
 @triton.jit
@@ -115,31 +115,34 @@ def max_pool(x: Tensor, window: Window, ceil_mode: bool) -> tuple[Tensor, Tensor
     The taps number the window row-major; their dtype is uint8 where it has at most 256, else int32.
     """
     x_last = channels_last(x)
-    y = x.new_empty((len(x), *lift(window.output_size(x.shape[2:], ceil_mode)), x.shape[1]))
-    taps = torch.empty_like(y, dtype=tap_dtype(window))
-    positions = len(x) * prod(y.shape[1:4])
+    size = window.output_size(x.shape[2:], ceil_mode)
+    y = new_channels_last(x, x.shape[1], size)
+    taps = new_channels_last(x, x.shape[1], size, tap_dtype(window))
+    y_last, taps_last = channels_last(y), channels_last(taps)
+    positions = x.shape[0] * prod(size)
     blocks, tile = _blocks(positions, x.shape[1])
     backend.launch(
         _max_pool_kernel, blocks,
-        x_last, y, taps, positions, tuple(x_last.shape[1:4]), tuple(y.shape[1:4]), x.shape[1],
+        x_last, y_last, taps_last, positions, tuple(x_last.shape[1:4]), tuple(y_last.shape[1:4]), x.shape[1],
         WINDOW=window.lifted(), **tile,
     )  # fmt: skip
-    return tuple(channels_first(t, window.axes, memory_format(x)) for t in (y, taps))
+    return tuple(t.contiguous(memory_format=memory_format(x)) for t in (y, taps))
 
 
 @backend.upcasts_bfloat16
 def max_pool_gradient(dy: Tensor, taps: Tensor, window: Window, size: Sequence[int]) -> Tensor:
     """Gradient dx [N, C, *size] of `max_pool` from dy and taps [N, C, *grid]."""
     dy_last, taps_last = channels_last(dy), channels_last(taps)
-    dx = dy.new_empty((len(dy), *lift(size), dy.shape[1]))
-    positions = len(dy) * prod(size)
+    dx = new_channels_last(dy, dy.shape[1], size)
+    dx_last = channels_last(dx)
+    positions = dy.shape[0] * prod(size)
     blocks, tile = _blocks(positions, dy.shape[1])
     backend.launch(
         _max_pool_gradient_kernel, blocks,
-        dy_last, taps_last, dx, positions, tuple(dx.shape[1:4]), tuple(dy_last.shape[1:4]), dy.shape[1],
+        dy_last, taps_last, dx_last, positions, tuple(dx_last.shape[1:4]), tuple(dy_last.shape[1:4]), dy.shape[1],
         WINDOW=window.lifted(), ACC=tl.float64 if dy.dtype == torch.float64 else tl.float32, **tile,
     )  # fmt: skip
-    return channels_first(dx, window.axes, memory_format(dy))
+    return dx.contiguous(memory_format=memory_format(dy))
 
 
 def _blocks(positions: int, channels: int) -> tuple[tuple[int], dict[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -44,12 +45,12 @@ def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bia
 
 def max_pool(x: Tensor, window: Window, ceil_mode: bool) -> tuple[Tensor, Tensor]:
     """See `kernels.pool.max_pool`."""
-    y, index = max_pool_with_indices(x, window, ceil_mode)
+    y, index = max_pool_as_torch(x, window, ceil_mode)
     tap = torch.zeros_like(index)
     for axis, extent in reversed(list(enumerate(x.shape[2:]))):
         output = torch.arange(y.shape[2 + axis], device=x.device).view(-1, *[1] * (window.axes - 1 - axis))
         start = output * window.stride[axis] - window.padding[axis][0]
-        tap += (index % extent - start) // window.dilation[axis] * _row_major(window.kernel, axis)
+        tap += (index % extent - start) // window.dilation[axis] * prod(window.kernel[axis + 1 :])
         index = index // extent
     return y, tap.to(tap_dtype(window))
 
@@ -61,11 +62,13 @@ def max_pool_gradient(dy: Tensor, taps: Tensor, window: Window, size: Sequence[i
     return dx.flatten(2).scatter_add(2, index.flatten(2), dy.flatten(2)).view_as(dx)
 
 
-def max_pool_with_indices(x: Tensor, window: Window, ceil_mode: bool) -> tuple[Tensor, Tensor]:
-    """torch's own max pooling, and the index of each maximum in its flattened plane of x."""
+def max_pool_as_torch(
+    x: Tensor, window: Window, ceil_mode: bool, return_indices: bool = True
+) -> Tensor | tuple[Tensor, Tensor]:
+    """torch's own max pooling, and if asked for the index of each maximum in its flattened plane of x."""
     padding = tuple(before for before, _ in window.padding)
     pool = _MAX_POOLS[window.axes]
-    return pool(x, window.kernel, window.stride, padding, window.dilation, ceil_mode, return_indices=True)
+    return pool(x, window.kernel, window.stride, padding, window.dilation, ceil_mode, return_indices=return_indices)
 
 
 def cross_channel_max_pool(x: Tensor, pool_size: int) -> Tensor:
@@ -80,7 +83,7 @@ def indices(taps: Tensor, window: Window, size: Sequence[int]) -> Tensor:
     index = torch.zeros_like(taps)
     for axis, extent in enumerate(size):
         output = torch.arange(taps.shape[2 + axis], device=taps.device).view(-1, *[1] * (window.axes - 1 - axis))
-        tap = taps // _row_major(window.kernel, axis) % window.kernel[axis]
+        tap = taps // prod(window.kernel[axis + 1 :]) % window.kernel[axis]
         position = output * window.stride[axis] - window.padding[axis][0] + tap * window.dilation[axis]
         index = index * extent + position
     return index
@@ -89,10 +92,3 @@ def indices(taps: Tensor, window: Window, size: Sequence[int]) -> Tensor:
 def masked(dy: Tensor, y: Tensor | None) -> Tensor:
     """dy where the ReLU output y let the signal through; all of dy without one."""
     return dy if y is None else torch.where(y <= 0, 0, dy)
-
-
-def _row_major(extents: Sequence[int], axis: int) -> int:
-    stride = 1
-    for extent in extents[axis + 1 :]:
-        stride *= extent
-    return stride

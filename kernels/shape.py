@@ -7,8 +7,9 @@ them by axes of extent 1 in front, over which a window of extent 1 slides once.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -73,10 +74,12 @@ class Window:
 
     @property
     def every(self) -> tuple[int, ...]:
+        """Taps from one that reaches an input to the next."""
         return tuple(s // c for s, c in zip(self.stride, self.common, strict=True))
 
     @property
     def back(self) -> tuple[int, ...]:
+        """Outputs from the one where a tap reads an input to that of the next such tap, < 0."""
         return tuple(-d // c for d, c in zip(self.dilation, self.common, strict=True))
 
     @property
@@ -93,6 +96,13 @@ class Window:
         """The same window on three axes."""
         padding = ((0, 0),) * (AXES - self.axes) + self.padding
         return Window(lift(self.kernel), lift(self.stride), padding, lift(self.dilation), self.groups)
+
+    def without_idle_strides(self, size: Sequence[int], output_size: Sequence[int]) -> Window:
+        """The same window, with no stride longer than the grid of extents `size` where it gives one output only."""
+        stride = tuple(
+            min(s, extent) if out == 1 else s for s, extent, out in zip(self.stride, size, output_size, strict=True)
+        )
+        return replace(self, stride=stride)
 
     def output_size(self, size: Sequence[int], ceil_mode: bool = False) -> tuple[int, ...]:
         """Extents of the output over a grid of extents `size`; an entry is < 1 where the window does not fit."""
@@ -126,16 +136,15 @@ def make_window(
     Raises ValueError or TypeError that name the argument, what was given and what is accepted.
     """
     axes = len(kernel)
-    kernel = per_axis(
-        op, "kernel_size", tuple(map(int, kernel)), axes, least=1
-    )  # torch.jit.trace makes tensors of them
+    kernel = tuple(map(int, kernel))  # torch.jit.trace gives tensors
+    kernel = per_axis(op, "kernel_size", kernel, axes, least=1)
     stride = per_axis(op, "stride", stride, axes, least=1)
     dilation = per_axis(op, "dilation", dilation, axes, least=1)
     if isinstance(padding, str):
         pairs = _named_padding(op, padding, kernel, stride, dilation)
     else:
         pairs = tuple((p, p) for p in per_axis(op, "padding", padding, axes, least=0))
-    return Window(kernel, stride, pairs, dilation, groups)
+    return Window(kernel, stride, pairs, dilation, check_int(op, "groups", groups, least=1))
 
 
 def flat_window(
@@ -148,12 +157,33 @@ def flat_window(
 
 def per_axis(op: str, name: str, value: IntOrTuple, axes: int, least: int) -> tuple[int, ...]:
     """`value` as one int an axis; a single int counts for all axes."""
-    values = (value,) * axes if isinstance(value, int) else tuple(value)
+    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     if len(values) == 1:
         values *= axes
-    if len(values) != axes or not all(isinstance(v, int) and v >= least for v in values):
+    ints = tuple(_as_int(v) for v in values)
+    if len(ints) != axes or any(v is None or v < least for v in ints):
         raise ValueError(f"{op}: {name} must be an int or {axes} ints, each >= {least}, got {value!r}")
-    return values
+    return ints
+
+
+def check_int(op: str, name: str, value: int, least: int) -> int:
+    """`value` as an int of at least `least`; else ValueError."""
+    number = _as_int(value)
+    if number is None or number < least:
+        raise ValueError(f"{op}: {name} must be an int >= {least}, got {value!r}")
+    return number
+
+
+def _as_int(value: object) -> int | None:
+    """An int or what counts as one (NumPy's, symbolic ones), None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | torch.SymInt):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def _named_padding(
@@ -173,7 +203,7 @@ def _named_padding(
 
 def check_floating(op: str, **tensors: Tensor | None) -> None:
     """All tensors present are of one supported dtype, dense, and on one device; else TypeError or ValueError."""
-    present = {name: t for name, t in tensors.items() if t is not None}
+    present = {name: t for name, t in tensors.items() if t is not None or name != "bias"}
     for name, t in present.items():
         if not isinstance(t, Tensor):
             raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
@@ -197,8 +227,6 @@ def check_floating(op: str, **tensors: Tensor | None) -> None:
 def check_convolution(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> None:
     """Raise ValueError that names both shapes where x [N, C, *grid] and weight [O, C/groups, *kernel] do not fit."""
     groups = window.groups
-    if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"{op}: groups must be an int >= 1, got {groups!r}")
     shapes = f"input {tuple(x.shape)}, weight {tuple(weight.shape)}, groups {groups}"
     if weight.shape[0] % groups:
         raise ValueError(f"{op}: groups must divide the output channels, {weight.shape[0]}: {shapes}")
@@ -229,6 +257,9 @@ def check_pooling(op: str, x: Tensor, window: Window, ceil_mode: bool) -> None:
         if before > kernel // 2:
             raise ValueError(f"{op}: padding must be at most half of kernel_size, got {before} for {kernel}")
     check_fits(op, x, window, ceil_mode)
+    for dilation, (before, _), extent in zip(window.dilation, window.padding, x.shape[2:], strict=True):
+        if before and dilation > extent:  # a window could step over the whole grid, and have no maximum
+            raise ValueError(f"{op}: dilation must be at most the padded input's extent {extent}, got {dilation}")
 
 
 def check_fits(op: str, x: Tensor, window: Window, ceil_mode: bool = False) -> None:
@@ -264,10 +295,19 @@ def channels_last(x: Tensor) -> Tensor:
     return x[(slice(None), slice(None), *front)].permute(0, 2, 3, 4, 1).contiguous()
 
 
+def new_channels_last(x: Tensor, channels: int, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised [N, channels, *size], N as in x, whose memory is channels-last: what an operator returns.
+
+    Not a view, since torch refuses to change in place a view that an operator returns.
+    """
+    layout = (0, *range(2, 2 + len(size)), 1)
+    return torch.empty_permuted((x.shape[0], channels, *size), layout, dtype=dtype or x.dtype, device=x.device)
+
+
 def channels_first(y: Tensor, axes: int, memory_format: torch.memory_format) -> Tensor:
     """The inverse of `channels_last`: y [N, D, H, W, C] as [N, C, *grid] of `axes` axes, laid out as asked."""
     grid = y.shape[1 + AXES - axes : 1 + AXES]
-    return y.reshape(len(y), *grid, y.shape[-1]).movedim(-1, 1).contiguous(memory_format=memory_format)
+    return y.reshape(y.shape[0], *grid, y.shape[-1]).movedim(-1, 1).contiguous(memory_format=memory_format)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

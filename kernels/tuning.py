@@ -44,10 +44,7 @@ _forced: Tile | None = None
 
 @contextmanager
 def use_tile(tile: Tile) -> Iterator[None]:
-    """Launch every convolution kernel with `tile` inside a `with` block: to tune, and to test one tile against another.
-
-    k is lowered where it would leave less than one block of the reduced axis.
-    """
+    """Launch every kernel with `tile` inside a `with` block: to tune, and to test one tile against another."""
     global _forced
     previous, _forced = _forced, tile
     try:
@@ -95,7 +92,7 @@ def target() -> str:
 
 
 def has_tf32() -> bool:
-    """Whether the target multiplies float32 as TF32: NVIDIA's GPUs from sm_80 and AMD's gfx942."""
+    """Whether the target can multiply float32 as TF32: NVIDIA's GPUs (which do from sm_80 on) and AMD's gfx942."""
     return target() == "gfx942" or target().startswith("sm_")
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -33,6 +34,24 @@ def test_choice_holds_for_a_block_and_is_restored():
             assert backend.uses_triton(torch.zeros(1)) == backend.INTERPRETING
         assert not backend.uses_triton(torch.zeros(1))
     assert backend.uses_triton(torch.zeros(1)) == backend.INTERPRETING
+
+
+def test_a_choice_can_head_two_blocks():
+    choice = kernels.use_backend("torch")
+    for _ in range(2):
+        with choice:
+            assert not backend.uses_triton(torch.zeros(1))
+        assert backend.uses_triton(torch.zeros(1)) == backend.INTERPRETING
+
+
+def test_threads_may_launch_at_once(device, triton_only):
+    x, weight = torch.randn(2, 3, 6, 6, device=device), torch.randn(4, 3, 3, 3, device=device)
+    expected = functional.conv2d(x, weight)
+    before = backend.launch_count()
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: functional.conv2d(x, weight), range(12)))
+    assert all(torch.equal(y, expected) for y in results)
+    assert backend.launch_count() == before + 12
 
 
 def test_torch_backend_launches_nothing(device):

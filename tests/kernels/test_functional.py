@@ -3,6 +3,7 @@
 import inspect
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -84,6 +85,27 @@ def test_memory_format_is_kept(layout, backend, device):
     assert y.is_contiguous(memory_format=kept) and pooled.is_contiguous(memory_format=kept)
 
 
+def test_what_counts_as_an_int_is_taken(backend, device):
+    x, weight = torch.randn(2, 4, 8, 8, device=device), torch.randn(6, 2, 3, 3, device=device)
+    two, one = np.int64(2), torch.Size([1, 1])
+    y = functional.conv2d(x, weight, stride=two, padding=one, dilation=[1], groups=two)
+    torch.testing.assert_close(y, F.conv2d(x, weight, stride=2, padding=1, groups=2))
+    assert torch.equal(functional.max_pool2d(x, [two, two]), F.max_pool2d(x, 2))
+
+
+def test_no_features_and_no_channels_are_taken(backend, device):
+    assert torch.equal(functional.linear(torch.ones(5, 0, device=device), torch.ones(3, 0, device=device)),
+                       torch.zeros(5, 3, device=device))  # fmt: skip
+    assert functional.cross_channel_max_pool(torch.ones(2, 0, 3, device=device), 2).shape == (2, 0, 3)
+
+
+def test_meta_tensors_give_shapes(backend):
+    x = torch.empty(2, 4, 8, 8, device="meta")
+    weight = torch.empty(6, 4, 3, 3, device="meta")
+    with kernels.use_backend("auto"):
+        assert functional.conv2d(x, weight).shape == (2, 6, 6, 6)
+
+
 X, W = torch.zeros(2, 4, 8, 8), torch.zeros(6, 4, 3, 3)
 
 
@@ -117,6 +139,22 @@ X, W = torch.zeros(2, 4, 8, 8), torch.zeros(6, 4, 3, 3)
         (lambda f: f.conv2d(X, W.to("meta")), ValueError, r"one device, got input on cpu and weight on meta"),
         (lambda f: f.conv2d(X.to_sparse(), W), TypeError, r"input must be a dense \(strided\) tensor"),
         (lambda f: f.conv2d(X.numpy(), W), TypeError, r"input must be a torch.Tensor, got ndarray"),
+        (lambda f: f.conv2d(None, W), TypeError, r"conv2d: input must be a torch.Tensor, got NoneType"),
+        (lambda f: f.conv2d(X, None), TypeError, r"conv2d: weight must be a torch.Tensor, got NoneType"),
+        (lambda f: f.linear(X, None), TypeError, r"linear: weight must be a torch.Tensor, got NoneType"),
+        (lambda f: f.max_pool2d(None, 2), TypeError, r"max_pool2d: input must be a torch.Tensor, got NoneType"),
+        (lambda f: f.conv2d(X, W, False), TypeError, r"conv2d: bias must be a torch.Tensor, got bool"),
+        (lambda f: f.conv2d(X, W, stride=1.5), ValueError, r"stride must be an int or 2 ints, each >= 1, got 1.5"),
+        (lambda f: f.conv2d(X, W, stride=None), ValueError, r"stride must be an int or 2 ints, each >= 1, got None"),
+        (lambda f: f.conv2d(X, W, dilation=True), ValueError, r"dilation must be .* got True"),
+        (lambda f: f.max_pool2d(X, 2, padding="same"), ValueError, r"padding must be an int or 2 ints.* got 'same'"),
+        (lambda f: f.max_pool2d(X, 2.0), ValueError, r"kernel_size must be an int or 2 ints, each >= 1, got 2.0"),
+        (lambda f: f.max_pool2d(X, 3, 1, 1, 9), ValueError, r"the window is larger than the padded input"),
+        (
+            lambda f: f.max_pool2d(X, 2, 1, 1, 9),
+            ValueError,
+            r"dilation must be at most the padded input's extent 8, got 9",
+        ),
         (lambda f: f.max_pool2d(X[0, 0], 2), ValueError, r"max_pool2d: input must be"),
         (lambda f: f.max_pool2d(X, 9), ValueError, r"max_pool2d: the window is larger than the padded input"),
         (lambda f: f.max_pool2d(X, 2, padding=2), ValueError, r"at most half of kernel_size, got 2 for 2"),

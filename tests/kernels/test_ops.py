@@ -3,13 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.autograd import gradcheck
+from torch.autograd import forward_ad, gradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels import functional, layers
-from tests.kernels.problems import CONVOLUTIONS, POOLINGS, Pooling, Problem
+from tests.kernels.problems import CONVOLUTIONS, POOLINGS, Pooling, Problem, lay_out
 
 ops = pytest.importorskip("kernels.ops", reason="triton is not installed")
+conv = pytest.importorskip("kernels.conv", reason="triton is not installed")
 
 pytestmark = pytest.mark.usefixtures("triton_only")
 NAMES = "stem-7x7-stride-2 grouped channels-last same-even-window linear 1-d 3-d-channels-last expanded".split()
@@ -145,6 +146,80 @@ def test_compiles_without_a_graph_break(device):
     y.sum().backward()
     torch.testing.assert_close(y, expected, rtol=0, atol=0)
     torch.testing.assert_close([p.grad for p in net.parameters()], gradients, rtol=0, atol=0)
+
+
+def test_a_batch_of_any_size_runs_one_compiled_graph(device):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    net = torch.compile(network().to(device), fullgraph=True, dynamic=True, backend=backend)
+    for batch in (2, 3, 5, 7):
+        net(torch.randn(batch, 1, 8, 8, device=device))
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_outputs_can_be_changed_in_place_as_torchs_can(layout, device):
+    x = lay_out(torch.randn(2, 4, 6, 6, device=device), layout)
+    for layer in (
+        layers.Conv2d(4, 4, 3, padding=1),
+        layers.Conv2d(4, 1, 6),
+        layers.MaxPool2d(2),
+        layers.CrossChannelMaxPool(2),
+        torch.nn.Sequential(torch.nn.Flatten(), layers.Linear(144, 3)),
+    ):
+        y = layer.to(device)(x.requires_grad_())
+        expected = torch.autograd.grad((2 * y).sum(), x, retain_graph=True)[0]
+        assert torch.equal(torch.autograd.grad(y.mul_(2).sum(), x)[0], expected)
+
+
+def test_changing_the_output_of_a_fused_relu_in_place_is_refused(device):
+    y = layers.Conv2d(4, 4, 3, activation="relu").to(device)(torch.randn(2, 4, 6, 6, device=device))
+    y.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_float32_precision_follows_torch(device, monkeypatch):
+    def precision(axes: int, dtype: torch.dtype) -> str:
+        window = Problem((4,) * axes, (1,) * axes).window
+        return conv._arithmetic(torch.empty(0, dtype=dtype), window)["PRECISION"]
+
+    functional.linear(torch.ones(1, 1, device=device), torch.ones(1, 1, device=device))
+    monkeypatch.setattr(conv.tuning, "target", lambda: "sm_90")
+    kinds = {2: torch.backends.cudnn.conv, 0: torch.backends.cuda.matmul}
+    saved = {axes: kind.fp32_precision for axes, kind in kinds.items()}
+    try:
+        for axes, kind in kinds.items():
+            kind.fp32_precision = "ieee"
+            assert precision(axes, torch.float32) == "ieee"
+            kind.fp32_precision = "tf32"
+            assert precision(axes, torch.float32) == "tf32" and precision(axes, torch.float64) == "ieee"
+    finally:
+        for axes, kind in kinds.items():
+            kind.fp32_precision = saved[axes]
+    monkeypatch.setattr(conv.tuning, "target", lambda: "gfx90a")  # has no TF32
+    assert precision(2, torch.float32) == "ieee"
+
+
+def test_forward_mode_is_refused_rather_than_wrong(device):
+    weight = torch.ones(1, 1, 1, 1, device=device)
+    x = torch.randn(1, 1, 2, 2, device=device)
+    assert torch.equal(functional.conv2d(x, weight), x)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward-mode differentiation needs the torch"):
+        functional.conv2d(forward_ad.make_dual(x, x), weight)
+
+
+def test_a_stride_beyond_the_grid_costs_no_phases(device):
+    x = torch.randn(1, 2, 6, 6, device=device, requires_grad=True)
+    y = functional.conv2d(x, torch.ones(1, 2, 3, 3, device=device), stride=70_000)
+    y.sum().backward()
+    expected = torch.zeros_like(x)
+    expected[..., :3, :3] = 1
+    assert torch.equal(x.grad, expected)
 
 
 def test_is_bitwise_repeatable(device):
