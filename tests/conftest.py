@@ -26,9 +26,13 @@ def device() -> str:
 
 @pytest.fixture(autouse=True)
 def reproducible():
-    """torch.empty gives NaN under deterministic algorithms, so that a value never written is seen."""
+    """torch.empty gives NaN under deterministic algorithms, so that a value never written is seen.
+
+    float32 is IEEE's on both sides: how much TF32 an algorithm of cuDNN uses is its own choice.
+    """
     lightning.seed_everything(0, verbose=False)
     torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
     yield
     torch.use_deterministic_algorithms(False)
 

@@ -18,6 +18,7 @@ CONVOLUTIONS = {
     "3x3-stride-2": Problem((28, 28), (3, 3), batch=32, channels=128, outputs=128, stride=2, padding=1),
     "stem": Problem((224, 224), (7, 7), batch=32, channels=3, outputs=64, stride=2, padding=3),
     "grouped": Problem((28, 28), (3, 3), batch=32, channels=128, outputs=128, padding=1, groups=4),
+    "odd-channels": Problem((28, 28), (3, 3), batch=32, channels=37, outputs=53, padding=1),
     "linear": Problem((), (), batch=256, channels=512, outputs=1000),
 }
 POOLINGS = {"3x3-stride-2": Pooling((56, 56), (3, 3), stride=2, padding=1, batch=32, channels=64)}
