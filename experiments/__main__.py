@@ -11,7 +11,7 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-COMMANDS = ("fit", "validate", "test", "predict")
+from experiments import COMMANDS
 
 HELP = """\
 usage: convnets {fit,validate,test,predict} --config RECIPE [options]

@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from threadpoolctl import threadpool_limits
 
 import kernels
-from experiments.__main__ import COMMANDS
+from experiments import COMMANDS
 from experiments.checkpoints import check_fits, find_checkpoint, read_checkpoint
 from kernels.backend import INTERPRETING, explain, launch_count
 

@@ -198,7 +198,7 @@ def _transpose_kernel(
 
 @triton.jit
 def _weight_gradient_kernel(
-    x_ptr, dy_ptr, y_ptr, dw_ptr, db_ptr,  # ..., [splits, G*O, taps, C], [splits, G*O] or None
+    x_ptr, dy_ptr, y_ptr, dw_ptr, db_ptr,  # as above, then [splits, G*O, taps, C], [splits, G*O] or None
     positions, x_size, y_size,  # N*P*Q*R, (D, H, W), (P, Q, R)
     WINDOW: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,  # a Window of three axes, C, O
     ACC: tl.constexpr, PRECISION: tl.constexpr,
