@@ -92,7 +92,7 @@ def prepare_backend(args: list[str]) -> None:
     Raises:
         ValueError: Triton is asked for and not installed, or a config file cannot be read.
     """
-    if setting(args, "backend", os.environ.get("CONVNETS_BACKEND")) != "triton":
+    if setting(args, "backend", os.environ.get("CONVNETS_BACKEND") or "auto") != "triton":
         return
     if importlib.util.find_spec("triton") is None:
         raise ValueError(f"backend triton: triton is not installed (on {sys.platform}); choose auto or torch")

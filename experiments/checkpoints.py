@@ -12,16 +12,16 @@ def find_checkpoint(given: str, runs: Path) -> Path:
 
     Args:
         given: a path, or "best" or "last" for the newest such checkpoint among `runs`.
-        runs: directory with a directory `version_*` for each run.
+        runs: directory with a directory for each run.
 
     Raises:
         ValueError: there is no such file.
     """
     if given not in ("best", "last"):
         if not Path(given).is_file():
-            raise ValueError(f"--ckpt_path {given}: no such file")
+            raise ValueError(f"--ckpt_path {given}: {'a directory' if Path(given).is_dir() else 'no such file'}")
         return Path(given)
-    found = sorted(runs.glob(f"version_*/checkpoints/{given}.ckpt"), key=lambda path: path.stat().st_mtime)
+    found = sorted(runs.glob(f"*/checkpoints/{given}.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise ValueError(f"--ckpt_path {given}: no {given}.ckpt among the runs in {runs}")
     return found[-1]
@@ -43,8 +43,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 f"and reading {', '.join(unsafe)} could run any code (only weights_only=True is accepted)"
             ) from error
         raise ValueError(f"checkpoint {path} is truncated or damaged, or no checkpoint at all") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"checkpoint {path} has no state_dict: it was not written by Lightning")
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    tensors = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
+    if not tensors or "pytorch-lightning_version" not in checkpoint:
+        raise ValueError(f"checkpoint {path} was not written by Lightning: it has no version or state_dict of its kind")
     return checkpoint
 
 
@@ -54,7 +56,8 @@ def check_fits(state: dict[str, Tensor], module: nn.Module, path: Path) -> None:
     Raises:
         ValueError: it was saved from another architecture; the first difference is named.
     """
-    here, there = ({key: list(value.shape) for key, value in part.items()} for part in (module.state_dict(), state))
+    here = {key: list(value.shape) for key, value in module.state_dict().items()}
+    there = {key: list(value.shape) for key, value in state.items()}
     differences = [
         f"{key} is {there.get(key, 'missing')} there and {here.get(key, 'missing')} here"
         for key in here | there

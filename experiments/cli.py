@@ -5,6 +5,7 @@ import difflib
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -33,7 +34,11 @@ BEST = "hp/best_monitored"  # what the checkpoints are chosen by; TensorBoard li
 
 
 class SaveRecipe(SaveConfigCallback):
-    """Saves the complete configuration beside the checkpoints, and shows it in TensorBoard as hyper-parameters."""
+    """Saves the complete configuration in the run's log directory, and shows it in TensorBoard as hyper-parameters."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.loggers:  # the directory of a run without a logger is the user's own
+            super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         config = self.config.as_dict()
@@ -69,7 +74,7 @@ class ConvnetsCLI(LightningCLI):
         parser.add_argument(
             "--backend",
             type=Literal["auto", "triton", "torch"],
-            default=os.environ.get("CONVNETS_BACKEND", "auto"),
+            default=os.environ.get("CONVNETS_BACKEND") or "auto",
             help="Who computes the layers. auto: Triton on a GPU, PyTorch on the CPU.",
         )
 
@@ -86,6 +91,8 @@ class ConvnetsCLI(LightningCLI):
             self.checkpoint = find_checkpoint(str(self.options.ckpt_path), runs_directory(self.options.trainer))
             self.options.ckpt_path = str(self.checkpoint)
             self.state_dict = read_checkpoint(self.checkpoint)["state_dict"]
+            if self.config.subcommand == "fit":
+                resume_in_place(self.options.trainer, self.checkpoint)
 
     def before_instantiate_classes(self) -> None:
         kernels.use_backend(self.options.backend)
@@ -131,18 +138,20 @@ class ConvnetsCLI(LightningCLI):
         )
         boards = [logger for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
         checkpoints = self.trainer.checkpoint_callback
-        if isinstance(checkpoints, ModelCheckpoint) and checkpoints.best_model_path:
+        if isinstance(checkpoints, ModelCheckpoint) and Path(checkpoints.best_model_path).is_file():
             if checkpoints.best_model_score is not None:
                 for board in boards:
                     board.log_metrics({BEST: float(checkpoints.best_model_score)}, step=self.trainer.global_step)
-            (metrics,) = self.trainer.test(
+            tested = self.trainer.test(
                 self.model, self.datamodule, ckpt_path=checkpoints.best_model_path, weights_only=True, verbose=False
             )
             self._say(f"best checkpoint: {checkpoints.best_model_path}")
-            for name, value in metrics.items():
+            for name, value in tested[0].items() if tested else ():
                 self._say(f"{name}: {value:.4f}")
         for board in boards:
-            self._say(f"to look at it: {tensorboard()} --logdir {board.root_dir} --samples_per_plugin images=100")
+            self._say(
+                f"to look at it: {tensorboard()} --logdir {shlex.quote(board.root_dir)} --samples_per_plugin images=100"
+            )
 
     def validate(self, **kwargs: Any) -> None:
         self.trainer.validate(**kwargs, weights_only=True)
@@ -155,6 +164,8 @@ class ConvnetsCLI(LightningCLI):
         if self.trainer.world_size > 1:
             raise ValueError(f"predict writes one table: use --trainer.devices 1, got {self.trainer.world_size}")
         batches: Any = self.trainer.predict(**kwargs, weights_only=True)
+        if not batches:
+            raise ValueError("predict was given no batches: raise --trainer.limit_predict_batches")
         table = (self.checkpoint.parent if self.checkpoint else Path()) / "predictions.csv"
         with table.open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
@@ -175,6 +186,18 @@ def runs_directory(trainer: Namespace) -> Path:
     if configured is None or "save_dir" not in configured:
         return Path(trainer.default_root_dir or ".") / "lightning_logs"
     return Path(configured.save_dir) / (configured.get("name") or "")
+
+
+def resume_in_place(trainer: Namespace, checkpoint: Path) -> None:
+    """Let a run that is resumed from a checkpoint of an earlier one go on in its log directory.
+
+    Its curves go on, too, and what was the best checkpoint stays it until there is a better one.
+    """
+    run = checkpoint.parent.parent
+    logger = trainer.logger
+    mine = isinstance(logger, Namespace) and run.parent.resolve() == runs_directory(trainer).resolve()
+    if mine and "init_args" in logger and logger.init_args.get("version") is None:
+        logger.init_args.version = run.name
 
 
 @contextmanager
@@ -209,7 +232,7 @@ def did_you_mean(message: str, known: list[str]) -> str:
 def quieten() -> None:
     """Leave out what Lightning says that is of no use here."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the data are in memory
-    warnings.filterwarnings("ignore", message=".*dirpath has changed.*")  # a resumed run has a directory of its own
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run goes on in its directory
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of PyTorch
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip" not in record.msg)
 

@@ -45,7 +45,7 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_choice = _checked(os.environ.get("CONVNETS_BACKEND", "auto"), "CONVNETS_BACKEND")
+_choice = _checked(os.environ.get("CONVNETS_BACKEND") or "auto", "the environment variable CONVNETS_BACKEND")
 
 
 class use_backend:

@@ -49,6 +49,12 @@ class Classifier(pl.LightningModule):
             MulticlassAccuracy(cast(int, network.classes), average="micro", validate_args=False) for _ in range(3)
         )
 
+    def setup(self, stage: str) -> None:
+        """Raises ValueError if the data have more classes than the network has scores."""
+        given, known = getattr(getattr(self.trainer, "datamodule", None), "classes", 0), cast(int, self.network.classes)
+        if given > known:
+            raise ValueError(f"the data have {given} classes, but the network only {known} scores: set its classes")
+
     def forward(self, images: Tensor) -> Tensor:
         """Scores [N, classes] of images [N, C, H, W]."""
         return self.network(images)

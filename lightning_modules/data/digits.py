@@ -55,6 +55,8 @@ class DigitsDataModule(pl.LightningDataModule):
         ValueError: a size is not positive or the shift negative.
     """
 
+    classes = 10
+
     def __init__(
         self,
         batch_size: int = 64,

@@ -79,9 +79,25 @@ def test_fit_evaluate_resume(digits):
     assert len(rows) == 270
     assert sum(row["label"] == row["prediction"] for row in rows) / 270 == pytest.approx(accuracy, abs=1e-4)
 
+    def best_score() -> float:
+        states = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"].items()
+        return float(next(state for name, state in states if name.startswith("ModelCheckpoint"))["best_model_score"])
+
+    score = best_score()
     resumed = digits("fit", "--ckpt_path", "last", "--trainer.max_epochs=3")
     assert resumed.code == 0 and " 6 steps" in resumed.out
-    assert torch.load("logs/digits/version_1/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    assert torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert best_score() >= score, "a resumed run keeps what was best before"
+    again = digits("fit", "--ckpt_path", "last", "--trainer.max_epochs=3")
+    assert again.code == 0 and accuracy_in(again.out) == accuracy_in(resumed.out)
+    assert [path.name for path in RUN.parent.iterdir()] == ["version_0"]
+
+
+def test_without_a_logger_no_file_of_the_users_is_touched(digits, tmp_path):
+    (tmp_path / "config.yaml").write_text("trainer: {max_epochs: 1}  # mine\n")
+    options = ("--config=config.yaml", "--trainer.logger=false", "--trainer.enable_checkpointing=false")
+    assert digits("fit", *options, "--trainer.callbacks=[]").code == 0
+    assert (tmp_path / "config.yaml").read_text() == "trainer: {max_epochs: 1}  # mine\n"
 
 
 def test_configs_are_merged(digits, tmp_path, capfd):

@@ -39,6 +39,8 @@ def checkpoint(digits, tmp_path) -> Path:
         pytest.param(["--config=no.yaml"], "--config no.yaml: No such file", id="no config"),
         pytest.param(["--ckpt_path=last"], "no last.ckpt among the runs in logs/digits", id="no last checkpoint"),
         pytest.param(["--ckpt_path=no.ckpt"], "--ckpt_path no.ckpt: no such file", id="no checkpoint"),
+        pytest.param(["--ckpt_path=."], "--ckpt_path .: a directory", id="directory as checkpoint"),
+        pytest.param(["--model.network.classes=3"], "the data have 10 classes, but the network only 3", id="classes"),
         pytest.param(["--data.image_size=8"], "images must be [N, 1, 12, 12], got [56, 1, 8, 8]", id="image size"),
     ],
 )
@@ -91,7 +93,7 @@ def test_checkpoints(digits, checkpoint):
     assert "builtins.print" in refused.error and "weights_only=True" in refused.error and "it runs" not in refused.out
 
     torch.save({"network.fc2.bias": torch.zeros(10)}, "weights.pt")
-    assert "no state_dict" in digits("test", "--ckpt_path=weights.pt").error
+    assert "was not written by Lightning" in digits("test", "--ckpt_path=weights.pt").error
 
     assert (
         "network.fc1.weight is [64, 288] there and [32, 288] here, and 2 more differ"
