@@ -80,10 +80,12 @@ def in_one_line(message: str) -> str:
     """A message without its line breaks, and without what jsonargparse tells of types that were tried besides."""
     noise = re.compile(
         r"Does not validate against|Subtypes: |Errors:|Expected a <class 'NoneType'>|Given value type: "
-        r"|Given value: (Namespace|NestedArg)\("
+        r"|Given value: (Namespace|NestedArg)?[\[(]|Not a valid subclass|Subclass types expect|a class path \("
+        r"|a dict with|Expected a (path but|dot import path)"
     )
     lines = (line.strip().removeprefix("- ") for line in message.splitlines())
-    return " ".join(line for line in lines if line and not noise.match(line))
+    line = " ".join(line for line in lines if line and not noise.match(line))
+    return re.sub(r"\. Got value: Namespace\(.*", "", line)
 
 
 def prepare_backend(args: list[str]) -> None:

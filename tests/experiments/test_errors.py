@@ -39,13 +39,15 @@ def checkpoint(digits, tmp_path) -> Path:
         pytest.param(["--config=no.yaml"], "--config no.yaml: No such file", id="no config"),
         pytest.param(["--ckpt_path=last"], "no last.ckpt among the runs in logs/digits", id="no last checkpoint"),
         pytest.param(["--ckpt_path=no.ckpt"], "--ckpt_path no.ckpt: no such file", id="no checkpoint"),
+        pytest.param(["--trainer.callbacks.every_n_epochs=0"], "must be at least 1, got 0\n", id="callback"),
+        pytest.param(["--model.optimizer.lr=x"], "\"lr\": Expected a <class 'float'> Given value: x\n", id="type"),
         pytest.param(["--ckpt_path=."], "--ckpt_path .: a directory", id="directory as checkpoint"),
         pytest.param(["--model.network.classes=3"], "the data have 10 classes, but the network only 3", id="classes"),
         pytest.param(["--data.image_size=8"], "images must be [N, 1, 12, 12], got [56, 1, 8, 8]", id="image size"),
     ],
 )
 def test_one_line_and_nothing_written(digits, nothing_left, args, says):
-    assert says in digits("fit", *args).error
+    assert says in digits("fit", *args).error + "\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
