@@ -157,6 +157,10 @@ def flat_window(
 
 def per_axis(op: str, name: str, value: IntOrTuple, axes: int, least: int) -> tuple[int, ...]:
     """`value` as one int an axis; a single int counts for all axes."""
+    if type(value) is int and value >= least:  # quick for what is usual: every call of a layer comes here
+        return (value,) * axes
+    if type(value) is tuple and len(value) == axes and all(type(v) is int and v >= least for v in value):
+        return value
     values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     if len(values) == 1:
         values *= axes
