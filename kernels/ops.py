@@ -17,8 +17,6 @@ from torch.utils.flop_counter import register_flop_formula
 from kernels import conv, pool
 from kernels.shape import Window, channels_first, flat_window, lift, memory_format, new_channels_last, tap_dtype
 
-OPERATORS = ("convolution", "convolution_transpose", "convolution_weight_gradient", "max_pool", "max_pool_gradient")
-
 
 @torch.library.custom_op("convnets::convolution", mutates_args=())
 def convolution(

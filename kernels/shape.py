@@ -231,28 +231,29 @@ def check_floating(op: str, **tensors: Tensor | None) -> None:
 def check_convolution(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> None:
     """Raise ValueError that names both shapes where x [N, C, *grid] and weight [O, C/groups, *kernel] do not fit."""
     groups = window.groups
-    shapes = f"input {tuple(x.shape)}, weight {tuple(weight.shape)}, groups {groups}"
     if weight.shape[0] % groups:
-        raise ValueError(f"{op}: groups must divide the output channels, {weight.shape[0]}: {shapes}")
-    if x.shape[1] != weight.shape[1] * groups:
-        raise ValueError(
-            f"{op}: input must have {weight.shape[1] * groups} channels (weight.shape[1] * groups),"
-            f" got {x.shape[1]}: {shapes}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{op}: bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}: {shapes}")
-    check_fits(op, x, window)
+        wrong = f"groups must divide the output channels, {weight.shape[0]}"
+    elif x.shape[1] != weight.shape[1] * groups:
+        expected = weight.shape[1] * groups
+        wrong = f"input must have {expected} channels (weight.shape[1] * groups), got {x.shape[1]}"
+    elif bias is not None and bias.shape != weight.shape[:1]:
+        wrong = f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}"
+    else:
+        return check_fits(op, x, window)
+    raise ValueError(f"{op}: {wrong}: input {tuple(x.shape)}, weight {tuple(weight.shape)}, groups {groups}")
 
 
 def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Raise ValueError that names the shapes where x [*, in], weight [out, in] and bias [out] do not fit."""
-    shapes = f"input {tuple(x.shape)}, weight {tuple(weight.shape)}"
     if weight.dim() != 2 or x.dim() < 1:
-        raise ValueError(f"linear: input must be [*, in] and weight [out, in], got {shapes}")
-    if x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"linear: input must have {weight.shape[1]} features, got {x.shape[-1]}: {shapes}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"linear: bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}: {shapes}")
+        wrong = "input must be [*, in] and weight [out, in], got"
+    elif x.shape[-1] != weight.shape[1]:
+        wrong = f"input must have {weight.shape[1]} features, got {x.shape[-1]}:"
+    elif bias is not None and bias.shape != weight.shape[:1]:
+        wrong = f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}:"
+    else:
+        return
+    raise ValueError(f"linear: {wrong} input {tuple(x.shape)}, weight {tuple(weight.shape)}")
 
 
 def check_pooling(op: str, x: Tensor, window: Window, ceil_mode: bool) -> None:
