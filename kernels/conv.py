@@ -112,7 +112,7 @@ def _forward_kernel(
     # Accumulate over taps and input channels.
     acc = _multiply_accumulate(
         tl.full((BM, BN), 0.0, ACC),
-        x_ptr + group * CHANNELS + (grid.offset(n, d, h, w, x_size) * (WINDOW.groups * CHANNELS))[:, None],
+        x_ptr + group * CHANNELS + (grid.offset(n.to(tl.int64), d, h, w, x_size) * (WINDOW.groups * CHANNELS))[:, None],
         None,
         weight_ptr + ((group * OUTPUTS + column) * (WINDOW.taps * CHANNELS))[:, None],
         (d[:, None], h[:, None], w[:, None]), x_size, row_valid, (column < OUTPUTS)[:, None],
@@ -176,7 +176,7 @@ def _transpose_kernel(
     r += u_w
 
     # Accumulate over the phase's taps and output channels.
-    dy_row = group * OUTPUTS + (grid.offset(n, p, q, r, y_size) * (WINDOW.groups * OUTPUTS))[:, None]
+    dy_row = group * OUTPUTS + (grid.offset(n.to(tl.int64), p, q, r, y_size) * (WINDOW.groups * OUTPUTS))[:, None]
     acc = _multiply_accumulate(
         tl.full((BM, BN), 0.0, ACC),
         dy_ptr + dy_row,
@@ -191,7 +191,7 @@ def _transpose_kernel(
     d = residue_d + u_d * WINDOW.stride[0]
     h = residue_h + u_h * WINDOW.stride[1]
     w = residue_w + u_w * WINDOW.stride[2]
-    dx_row = dx_ptr + (grid.offset(n, d, h, w, x_size) * (WINDOW.groups * CHANNELS))[:, None]
+    dx_row = dx_ptr + (grid.offset(n.to(tl.int64), d, h, w, x_size) * (WINDOW.groups * CHANNELS))[:, None]
     mask = row_valid & (column < CHANNELS)[None, :]
     tl.store(dx_row + group * CHANNELS + column[None, :], acc.to(dx_ptr.dtype.element_ty), mask=mask)
 
@@ -240,7 +240,7 @@ def _weight_gradient_kernel(
         mask = grid.inside(mask, d, tap_d, x_size[0], WINDOW.edges[0])
         mask = grid.inside(mask, h, tap_h, x_size[1], WINDOW.edges[1])
         mask = grid.inside(mask, w, tap_w, x_size[2], WINDOW.edges[2])
-        x_row = x_ptr + group * CHANNELS + grid.offset(n[:, None], d, h, w, x_size) * (WINDOW.groups * CHANNELS)
+        x_row = x_ptr + group * CHANNELS + grid.offset(n[:, None].to(tl.int64), d, h, w, x_size) * (WINDOW.groups * CHANNELS)
         x = tl.load(x_row + shift, mask=mask, other=0.0)  # [BK, BN]
         acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
         if db_ptr is not None:

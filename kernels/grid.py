@@ -1,8 +1,17 @@
 """Index arithmetic inside a kernel, shared by convolution and pooling: positions, offsets, bounds, taps of an input."""
 
 import triton.language as tl
+from torch import Tensor
 
 from kernels.backend import device_function
+
+
+def index_type(*tensors: Tensor | None) -> tl.dtype:
+    """The integer that a kernel counts rows and elements of `tensors` in: 64 bits only where 32 do not suffice.
+
+    An address outside the grid, which is masked, may lie as far beyond it as the grid is long.
+    """
+    return tl.int64 if any(t is not None and t.numel() >= 2**30 for t in tensors) else tl.int32
 
 
 @device_function
@@ -23,8 +32,8 @@ def unravel(index, size):
 
 @device_function
 def offset(n, d, h, w, size):
-    """Position (n, d, h, w) as a number of positions into a grid [N, *size]; 64 bits hold any batch."""
-    return ((n.to(tl.int64) * size[0] + d) * size[1] + h) * size[2] + w
+    """Position (n, d, h, w) as a number of positions into a grid [N, *size], in the type of n; see `index_type`."""
+    return ((n * size[0] + d) * size[1] + h) * size[2] + w
 
 
 @device_function

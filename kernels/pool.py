@@ -28,11 +28,11 @@ from kernels.shape import Window, channels_last, memory_format, new_channels_las
 def _max_pool_kernel(
     x_ptr, y_ptr, tap_ptr,  # [N, D, H, W, C], [N, P, Q, R, C], the same
     positions, x_size, y_size, channels,  # N*P*Q*R, (D, H, W), (P, Q, R), C
-    WINDOW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    WINDOW: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are output positions, columns channels.
     columns = grid.cdiv(channels, BN)
-    row = tl.program_id(0) // columns * BM + tl.arange(0, BM)[:, None]
+    row = (tl.program_id(0) // columns).to(INDEX) * BM + tl.arange(0, BM)[:, None]
     channel = tl.program_id(0) % columns * BN + tl.arange(0, BN)[None, :]
     valid = (row < positions) & (channel < channels)
     n, p, q, r = grid.unravel(row, y_size)
@@ -58,7 +58,7 @@ def _max_pool_kernel(
         best_tap = tl.where(better, tap, best_tap)
 
     # Store.
-    y_offset = row.to(tl.int64) * channels + channel
+    y_offset = row * channels + channel
     tl.store(y_ptr + y_offset, best, mask=valid)
     tl.store(tap_ptr + y_offset, best_tap.to(tap_ptr.dtype.element_ty), mask=valid)
 
@@ -67,11 +67,11 @@ def _max_pool_kernel(
 def _max_pool_gradient_kernel(
     dy_ptr, tap_ptr, dx_ptr,  # [N, P, Q, R, C], the same, [N, D, H, W, C]
     positions, x_size, y_size, channels,  # N*D*H*W, (D, H, W), (P, Q, R), C
-    WINDOW: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    WINDOW: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are input positions, columns channels.
     columns = grid.cdiv(channels, BN)
-    row = tl.program_id(0) // columns * BM + tl.arange(0, BM)[:, None]
+    row = (tl.program_id(0) // columns).to(INDEX) * BM + tl.arange(0, BM)[:, None]
     channel = tl.program_id(0) % columns * BN + tl.arange(0, BN)[None, :]
     valid = (row < positions) & (channel < channels)
     n, d, h, w = grid.unravel(row, x_size)
@@ -105,26 +105,25 @@ def _max_pool_gradient_kernel(
         dx += tl.load(dy_ptr + y_offset, mask=chosen, other=0.0).to(ACC)
 
     # Store.
-    tl.store(dx_ptr + row.to(tl.int64) * channels + channel, dx.to(dx_ptr.dtype.element_ty), mask=valid)
+    tl.store(dx_ptr + row * channels + channel, dx.to(dx_ptr.dtype.element_ty), mask=valid)
 
 
 @backend.upcasts_bfloat16
-def max_pool(x: Tensor, window: Window, ceil_mode: bool) -> tuple[Tensor, Tensor]:
-    """Largest of each window of x [N, C, *grid], and the tap where it was found, both [N, C, *grid].
+def max_pool(x: Tensor, window: Window, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Largest of each window of x [N, C, *grid], and the tap where it was found, both [N, C, *size].
 
     The taps number the window row-major; their dtype is uint8 where it has at most 256, else int32.
     """
     x_last = channels_last(x)
-    size = window.output_size(x.shape[2:], ceil_mode)
     y = new_channels_last(x, x.shape[1], size)
-    taps = new_channels_last(x, x.shape[1], size, tap_dtype(window))
+    taps = new_channels_last(x, x.shape[1], size, tap_dtype(window.taps))
     y_last, taps_last = channels_last(y), channels_last(taps)
     positions = x.shape[0] * prod(size)
     blocks, tile = _blocks(positions, x.shape[1])
     backend.launch(
         _max_pool_kernel, blocks,
         x_last, y_last, taps_last, positions, tuple(x_last.shape[1:4]), tuple(y_last.shape[1:4]), x.shape[1],
-        WINDOW=window.lifted(), **tile,
+        WINDOW=window.lifted(), INDEX=grid.index_type(x, y), **tile,
     )  # fmt: skip
     return tuple(t.contiguous(memory_format=memory_format(x)) for t in (y, taps))
 
@@ -140,7 +139,8 @@ def max_pool_gradient(dy: Tensor, taps: Tensor, window: Window, size: Sequence[i
     backend.launch(
         _max_pool_gradient_kernel, blocks,
         dy_last, taps_last, dx_last, positions, tuple(dx_last.shape[1:4]), tuple(dy_last.shape[1:4]), dy.shape[1],
-        WINDOW=window.lifted(), ACC=tl.float64 if dy.dtype == torch.float64 else tl.float32, **tile,
+        WINDOW=window.lifted(), ACC=tl.float64 if dy.dtype == torch.float64 else tl.float32,
+        INDEX=grid.index_type(dy, dx), **tile,
     )  # fmt: skip
     return dx.contiguous(memory_format=memory_format(dy))
 

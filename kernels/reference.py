@@ -43,16 +43,16 @@ def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bia
     return pull_back(dy)[0], db
 
 
-def max_pool(x: Tensor, window: Window, ceil_mode: bool) -> tuple[Tensor, Tensor]:
+def max_pool(x: Tensor, window: Window, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """See `kernels.pool.max_pool`."""
-    y, index = max_pool_as_torch(x, window, ceil_mode)
+    y, index = max_pool_as_torch(x, window, window.output_size(x.shape[2:]) != tuple(size))
     tap = torch.zeros_like(index)
     for axis, extent in reversed(list(enumerate(x.shape[2:]))):
         output = torch.arange(y.shape[2 + axis], device=x.device).view(-1, *[1] * (window.axes - 1 - axis))
         start = output * window.stride[axis] - window.padding[axis][0]
         tap += (index % extent - start) // window.dilation[axis] * prod(window.kernel[axis + 1 :])
         index = index // extent
-    return y, tap.to(tap_dtype(window))
+    return y, tap.to(tap_dtype(window.taps))
 
 
 def max_pool_gradient(dy: Tensor, taps: Tensor, window: Window, size: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The only shape arithmetic of the package: windows, output sizes, the lift to three grid axes, and the checks.
+"""The only shape arithmetic of the package: windows, output sizes, the lift to three grid axes, memory layouts.
 
 A grid has 0 (linear layer), 1, 2 or 3 axes. The kernels know three axes (D, H, W) only; a smaller grid is lifted to
 them by axes of extent 1 in front, over which a window of extent 1 slides once.
@@ -7,7 +7,6 @@ them by axes of extent 1 in front, over which a window of extent 1 slides once.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,10 +14,6 @@ import torch
 from torch import Tensor
 
 AXES = 3
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-GRID_NAMES = ("", "L", "H, W", "D, H, W")
-
-IntOrTuple = int | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -27,6 +22,12 @@ class Window:
 
     Output position p reads input position p * stride - before + tap * dilation, for tap in range(kernel)
     (Deep Learning, eq. 9.8; Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016).
+
+    Args:
+        groups: sets of channels that are connected among themselves only.
+        tile: kernels that take turns over the output positions, along each axis; () is one kernel for all of them.
+        adaptive: divide the grid evenly into as many windows as there are outputs. Output p of P reads the inputs from
+            floor(p * size / P) to ceil((p + 1) * size / P), which are at most `kernel`; stride and padding say nothing.
     """
 
     kernel: tuple[int, ...]
@@ -34,6 +35,21 @@ class Window:
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int = 1
+    tile: tuple[int, ...] = ()
+    adaptive: bool = False
+
+    @property
+    def flat(self) -> list[int]:
+        """The window as integers, the form in which a torch.library schema can carry it; see `from_flat`."""
+        tile = self.tile or (1,) * self.axes
+        return [*self.kernel, *self.stride, *self.dilation, *tile, *self.flat_padding, self.groups, self.adaptive]
+
+    @staticmethod
+    def from_flat(flat: Sequence[int]) -> Window:
+        axes = len(flat) // 6
+        kernel, stride, dilation, tile = (tuple(flat[part * axes : (part + 1) * axes]) for part in range(4))
+        padding = tuple(zip(flat[4 * axes : 6 * axes : 2], flat[4 * axes + 1 : 6 * axes : 2], strict=True))
+        return Window(kernel, stride, padding, dilation, flat[-2], tile, bool(flat[-1]))
 
     @property
     def axes(self) -> int:
@@ -44,12 +60,17 @@ class Window:
         return math.prod(self.kernel)
 
     @property
+    def tiles(self) -> int:
+        """Kernels that take turns."""
+        return math.prod(self.tile)
+
+    @property
     def symmetric(self) -> bool:
         return all(before == after for before, after in self.padding)
 
     @property
     def flat_padding(self) -> list[int]:
-        """[before, after] of each axis in turn, the form in which a torch.library schema can carry it."""
+        """[before, after] of each axis in turn."""
         return [side for pair in self.padding for side in pair]
 
     @property
@@ -95,7 +116,10 @@ class Window:
     def lifted(self) -> Window:
         """The same window on three axes."""
         padding = ((0, 0),) * (AXES - self.axes) + self.padding
-        return Window(lift(self.kernel), lift(self.stride), padding, lift(self.dilation), self.groups)
+        tile = lift(self.tile)
+        return Window(
+            lift(self.kernel), lift(self.stride), padding, lift(self.dilation), self.groups, tile, self.adaptive
+        )
 
     def without_idle_strides(self, size: Sequence[int], output_size: Sequence[int]) -> Window:
         """The same window, with no stride longer than the grid of extents `size` where it gives one output only."""
@@ -123,175 +147,9 @@ def lift(values: Sequence[int]) -> tuple[int, ...]:
     return (1,) * (AXES - len(values)) + tuple(values)
 
 
-def make_window(
-    op: str,
-    kernel: Sequence[int],
-    stride: IntOrTuple,
-    padding: IntOrTuple | str,
-    dilation: IntOrTuple,
-    groups: int = 1,
-) -> Window:
-    """A Window from arguments as torch.nn.functional takes them; padding also as "valid", "same" or "full".
-
-    Raises ValueError or TypeError that name the argument, what was given and what is accepted.
-    """
-    axes = len(kernel)
-    kernel = tuple(map(int, kernel))  # torch.jit.trace gives tensors
-    kernel = per_axis(op, "kernel_size", kernel, axes, least=1)
-    stride = per_axis(op, "stride", stride, axes, least=1)
-    dilation = per_axis(op, "dilation", dilation, axes, least=1)
-    if isinstance(padding, str):
-        pairs = _named_padding(op, padding, kernel, stride, dilation)
-    else:
-        pairs = tuple((p, p) for p in per_axis(op, "padding", padding, axes, least=0))
-    return Window(kernel, stride, pairs, dilation, check_int(op, "groups", groups, least=1))
-
-
-def flat_window(
-    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int = 1
-) -> Window:
-    """The Window whose parts travelled through a torch.library schema as flat lists (see `Window.flat_padding`)."""
-    pairs = tuple((padding[2 * axis], padding[2 * axis + 1]) for axis in range(len(kernel)))
-    return Window(tuple(kernel), tuple(stride), pairs, tuple(dilation), groups)
-
-
-def per_axis(op: str, name: str, value: IntOrTuple, axes: int, least: int) -> tuple[int, ...]:
-    """`value` as one int an axis; a single int counts for all axes."""
-    if type(value) is int and value >= least:  # quick for what is usual: every call of a layer comes here
-        return (value,) * axes
-    if type(value) is tuple and len(value) == axes and all(type(v) is int and v >= least for v in value):
-        return value
-    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    if len(values) == 1:
-        values *= axes
-    ints = tuple(_as_int(v) for v in values)
-    if len(ints) != axes or any(v is None or v < least for v in ints):
-        raise ValueError(f"{op}: {name} must be an int or {axes} ints, each >= {least}, got {value!r}")
-    return ints
-
-
-def check_int(op: str, name: str, value: int, least: int) -> int:
-    """`value` as an int of at least `least`; else ValueError."""
-    number = _as_int(value)
-    if number is None or number < least:
-        raise ValueError(f"{op}: {name} must be an int >= {least}, got {value!r}")
-    return number
-
-
-def _as_int(value: object) -> int | None:
-    """An int or what counts as one (NumPy's, symbolic ones), None for anything else."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int | torch.SymInt):
-        return value
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
-
-
-def _named_padding(
-    op: str, padding: str, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
-) -> tuple[tuple[int, int], ...]:
-    spans = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-    if padding == "valid":
-        return ((0, 0),) * len(kernel)
-    if padding == "full":
-        return tuple((span, span) for span in spans)
-    if padding != "same":
-        raise ValueError(f"{op}: padding must be ints or one of 'valid', 'same', 'full', got {padding!r}")
-    if any(s != 1 for s in stride):
-        raise ValueError(f"{op}: padding='same' needs stride 1, got stride {stride}")
-    return tuple((span // 2, span - span // 2) for span in spans)
-
-
-def check_floating(op: str, **tensors: Tensor | None) -> None:
-    """All tensors present are of one supported dtype, dense, and on one device; else TypeError or ValueError."""
-    present = {name: t for name, t in tensors.items() if t is not None or name != "bias"}
-    for name, t in present.items():
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
-        if t.layout != torch.strided:
-            raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got layout {t.layout}")
-        if t.dtype not in DTYPES:
-            raise TypeError(f"{op}: {name} must be float16, bfloat16, float32 or float64, got {_short(t.dtype)}")
-    (first_name, first), *others = present.items()
-    for name, t in others:
-        if t.device != first.device:
-            raise ValueError(
-                f"{op}: tensors must be on one device, got {first_name} on {first.device} and {name} on {t.device}"
-            )
-        if t.dtype != first.dtype:
-            raise TypeError(
-                f"{op}: tensors must have one dtype, got {first_name} {_short(first.dtype)}"
-                f" and {name} {_short(t.dtype)}"
-            )
-
-
-def check_convolution(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> None:
-    """Raise ValueError that names both shapes where x [N, C, *grid] and weight [O, C/groups, *kernel] do not fit."""
-    groups = window.groups
-    if weight.shape[0] % groups:
-        wrong = f"groups must divide the output channels, {weight.shape[0]}"
-    elif x.shape[1] != weight.shape[1] * groups:
-        expected = weight.shape[1] * groups
-        wrong = f"input must have {expected} channels (weight.shape[1] * groups), got {x.shape[1]}"
-    elif bias is not None and bias.shape != weight.shape[:1]:
-        wrong = f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}"
-    else:
-        return check_fits(op, x, window)
-    raise ValueError(f"{op}: {wrong}: input {tuple(x.shape)}, weight {tuple(weight.shape)}, groups {groups}")
-
-
-def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Raise ValueError that names the shapes where x [*, in], weight [out, in] and bias [out] do not fit."""
-    if weight.dim() != 2 or x.dim() < 1:
-        wrong = "input must be [*, in] and weight [out, in], got"
-    elif x.shape[-1] != weight.shape[1]:
-        wrong = f"input must have {weight.shape[1]} features, got {x.shape[-1]}:"
-    elif bias is not None and bias.shape != weight.shape[:1]:
-        wrong = f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}:"
-    else:
-        return
-    raise ValueError(f"linear: {wrong} input {tuple(x.shape)}, weight {tuple(weight.shape)}")
-
-
-def check_pooling(op: str, x: Tensor, window: Window, ceil_mode: bool) -> None:
-    """Raise ValueError where a pooling window is padded by more than half of it, or does not fit on the grid."""
-    for kernel, (before, _) in zip(window.kernel, window.padding, strict=True):
-        if before > kernel // 2:
-            raise ValueError(f"{op}: padding must be at most half of kernel_size, got {before} for {kernel}")
-    check_fits(op, x, window, ceil_mode)
-    for dilation, (before, _), extent in zip(window.dilation, window.padding, x.shape[2:], strict=True):
-        if before and dilation > extent:  # a window could step over the whole grid, and have no maximum
-            raise ValueError(f"{op}: dilation must be at most the padded input's extent {extent}, got {dilation}")
-
-
-def check_fits(op: str, x: Tensor, window: Window, ceil_mode: bool = False) -> None:
-    size = tuple(x.shape[2:])
-    if any(extent < 1 for extent in window.output_size(size, ceil_mode)):
-        padded = tuple(s + before + after for s, (before, after) in zip(size, window.padding, strict=True))
-        raise ValueError(
-            f"{op}: the window is larger than the padded input: kernel_size {window.kernel} with dilation"
-            f" {window.dilation} on input {tuple(x.shape)}, whose grid padded is {padded}"
-        )
-
-
-def tap_dtype(window: Window) -> torch.dtype:
+def tap_dtype(taps: int) -> torch.dtype:
     """The narrowest integer that numbers the taps of a pooling window."""
-    return torch.uint8 if window.taps <= 256 else torch.int32
-
-
-def batched(op: str, x: Tensor, axes: int) -> Tensor:
-    """x as [N, C, *grid], adding N = 1 to an unbatched input; ValueError for any other rank."""
-    if x.dim() == axes + 1:
-        return x.unsqueeze(0)
-    if x.dim() != axes + 2:
-        grid = GRID_NAMES[axes]
-        raise ValueError(
-            f"{op}: input must be [N, C, {grid}] or [C, {grid}], got {x.dim()} dimensions: {tuple(x.shape)}"
-        )
-    return x
+    return torch.uint8 if taps <= 256 else torch.int32
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -309,6 +167,11 @@ def new_channels_last(x: Tensor, channels: int, size: Sequence[int], dtype: torc
     return torch.empty_permuted((x.shape[0], channels, *size), layout, dtype=dtype or x.dtype, device=x.device)
 
 
+def fake(x: Tensor, channels: int, grid: Sequence[int]) -> Tensor:
+    """An output of a launcher, [N, channels, *grid] in the memory format of x, without its values."""
+    return new_channels_last(x, channels, grid).contiguous(memory_format=memory_format(x))
+
+
 def channels_first(y: Tensor, axes: int, memory_format: torch.memory_format) -> Tensor:
     """The inverse of `channels_last`: y [N, D, H, W, C] as [N, C, *grid] of `axes` axes, laid out as asked."""
     grid = y.shape[1 + AXES - axes : 1 + AXES]
@@ -322,7 +185,3 @@ def memory_format(x: Tensor) -> torch.memory_format:
     if x.is_contiguous() or not x.is_contiguous(memory_format=preferred):
         return torch.contiguous_format
     return preferred
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

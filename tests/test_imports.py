@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = {
-    "kernels.shape": 0, "kernels.backend": 0, "kernels.targets": 0, "kernels.tuning": 1, "kernels.grid": 1,
+    "kernels.shape": 0, "kernels.backend": 0, "kernels.targets": 0,
+    "kernels.checks": 1, "kernels.tuning": 1, "kernels.grid": 1,
     "kernels.conv": 2, "kernels.pool": 2, "kernels.reference": 2, "kernels.inspect": 2, "kernels.ops": 3,
     "kernels.functional": 4, "kernels.layers": 5, "kernels": 6, "lightning_modules": 7, "experiments": 8, "tests": 9,
 }  # fmt: skip
@@ -48,6 +49,6 @@ def test_imports_go_one_way(file):
 
 
 def test_kernels_need_torch_and_triton_only():
-    foreign = {name.split(".")[0] for file in (ROOT / "kernels").glob("*.py") for name in imported(file)}
+    foreign = {name.split(".")[0] for file in (ROOT / "kernels").rglob("*.py") for name in imported(file)}
     standard = set(__import__("sys").stdlib_module_names)
     assert foreign - standard == {"torch", "triton", "kernels"}

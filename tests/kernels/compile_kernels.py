@@ -39,7 +39,7 @@ def convolve(problem: Problem, dtype: torch.dtype) -> None:
 
 def max_pool(problem: Pooling, dtype: torch.dtype) -> None:
     x = on_meta((problem.batch, problem.channels, *problem.size), dtype)
-    y, taps = pool.max_pool(x, problem.window, problem.ceil_mode)
+    y, taps = pool.max_pool(x, problem.window, problem.output_size)
     pool.max_pool_gradient(y, taps, problem.window, problem.size)
 
 

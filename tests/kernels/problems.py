@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.shape import Window, make_window
+from kernels.checks import make_window
+from kernels.shape import Window
 
 LAYOUTS = ("contiguous", "channels_last", "strided", "expanded")
 
@@ -100,6 +101,10 @@ class Pooling:
     def window(self) -> Window:
         stride = self.kernel if self.stride is None else self.stride
         return make_window("problem", self.kernel, stride, self.padding, self.dilation)
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        return self.window.output_size(self.size, self.ceil_mode)
 
     def input(self, device: str, dtype: torch.dtype) -> Tensor:
         generator = torch.Generator().manual_seed(0)

@@ -21,13 +21,11 @@ FEW_POOLINGS = [p for p in POOLINGS if p.id in ("overlapping", "dilated", "chann
 def arguments(problem: Problem, device: str, dtype: torch.dtype = torch.float32):
     x, weight, bias, dy = (t.to(dtype) for t in problem.tensors(device))
     window = problem.window
-    geometry = [list(window.stride), window.flat_padding, list(window.dilation), window.groups]
-    return x, weight, bias, dy, geometry
+    return x, weight, bias, dy, [window.flat]
 
 
 def pool_arguments(problem: Pooling) -> list[list[int]]:
-    window = problem.window
-    return [list(window.kernel), list(window.stride), window.flat_padding, list(window.dilation)]
+    return [problem.window.flat, list(problem.window.output_size(problem.size, problem.ceil_mode))]
 
 
 @pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
@@ -41,17 +39,16 @@ def test_opcheck_of_the_convolution_operators(problem, relu, device):
     torch.library.opcheck(ops.convolution, (x, weight, bias, *geometry, relu))
     x, weight = x.detach(), weight.detach()
     torch.library.opcheck(ops.convolution_transpose, (dy, weight, mask, list(problem.size), *geometry))
-    kernel = list(problem.kernel)
-    torch.library.opcheck(ops.convolution_weight_gradient, (x, dy, mask, kernel, *geometry, True))
-    torch.library.opcheck(ops.convolution_weight_gradient, (x, dy, mask, kernel, *geometry, False))
+    torch.library.opcheck(ops.convolution_weight_gradient, (x, dy, mask, *geometry, True))
+    torch.library.opcheck(ops.convolution_weight_gradient, (x, dy, mask, *geometry, False))
 
 
 @pytest.mark.parametrize("problem", FEW_POOLINGS)
 def test_opcheck_of_the_pooling_operators(problem, device):
     x = problem.input(device, torch.float32)
-    y, taps = ops.max_pool(x, *pool_arguments(problem), problem.ceil_mode)
-    torch.library.opcheck(ops.max_pool, (x.requires_grad_(), *pool_arguments(problem), problem.ceil_mode))
-    torch.library.opcheck(ops.max_pool_gradient, (y.detach(), taps, list(problem.size), *pool_arguments(problem)))
+    y, taps = ops.max_pool(x, *pool_arguments(problem))
+    torch.library.opcheck(ops.max_pool, (x.requires_grad_(), *pool_arguments(problem)))
+    torch.library.opcheck(ops.max_pool_gradient, (y.detach(), taps, problem.window.flat, list(problem.size)))
 
 
 def test_every_operator_is_checked():
@@ -76,7 +73,7 @@ def test_gradcheck_of_convolution(problem, relu, device):
 @pytest.mark.parametrize("problem", FEW_POOLINGS)
 def test_gradcheck_of_pooling(problem, device):
     x = problem.input(device, torch.float64).requires_grad_()
-    assert gradcheck(lambda x: ops.max_pool(x, *pool_arguments(problem), problem.ceil_mode)[0], [x], fast_mode=True)
+    assert gradcheck(lambda x: ops.max_pool(x, *pool_arguments(problem))[0], [x], fast_mode=True)
 
 
 def test_gradcheck_of_cross_channel_pooling(device):

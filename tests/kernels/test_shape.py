@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.shape import Window, channels_first, channels_last, make_window, memory_format
+from kernels.checks import make_window
+from kernels.shape import Window, channels_first, channels_last, memory_format
 
 GRID = list(itertools.product((1, 5, 8), (1, 2, 3), (1, 2, 4), (0, 1), (1, 2)))
 
@@ -47,8 +48,15 @@ def test_named_padding():
 
 def test_lifting_adds_axes_of_extent_one():
     lifted = Window((3,), (2,), ((1, 0),), (2,), groups=2).lifted()
-    assert lifted == Window((1, 1, 3), (1, 1, 2), ((0, 0), (0, 0), (1, 0)), (1, 1, 2), groups=2)
+    assert lifted == Window((1, 1, 3), (1, 1, 2), ((0, 0), (0, 0), (1, 0)), (1, 1, 2), groups=2, tile=(1, 1, 1))
     assert lifted.edges == (False, False, True)
+
+
+@pytest.mark.parametrize("axes", [0, 1, 2, 3])
+def test_a_window_survives_being_flattened(axes):
+    padding = tuple((axis, 2 * axis) for axis in range(axes))
+    window = Window((3,) * axes, (2,) * axes, padding, (1,) * axes, groups=4, tile=(5,) * axes, adaptive=True)
+    assert Window.from_flat(window.flat) == window
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5, 6)], ids=str)

@@ -1,4 +1,4 @@
-"""Layers that subclass torch.nn's, with the same arguments, initialisation and state_dict, on `kernels.functional`."""
+"""Convolution and linear layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import functional
-from kernels.shape import IntOrTuple
+from kernels.checks import IntOrTuple, check_activation
 
 
 class _Convolution(nn.modules.conv._ConvNd):
@@ -43,7 +43,7 @@ class _Convolution(nn.modules.conv._ConvNd):
         )
         if full:
             self.padding = padding
-        self.activation = functional.check_activation(name, activation)
+        self.activation = check_activation(name, activation)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return type(self).functional(
@@ -77,54 +77,13 @@ class Linear(nn.Linear):
 
     def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.activation = functional.check_activation("Linear", activation)
+        self.activation = check_activation("Linear", activation)
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.linear(input, self.weight, self.bias, activation=self.activation)
 
     def extra_repr(self) -> str:
         return _with_activation(super().extra_repr(), self.activation)
-
-
-class _MaxPool(nn.modules.pooling._MaxPoolNd):
-    functional: Callable[..., Tensor | tuple[Tensor, Tensor]]
-
-    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return type(self).functional(
-            input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
-        )
-
-
-class MaxPool1d(_MaxPool, nn.MaxPool1d):
-    """torch.nn.MaxPool1d by `functional.max_pool1d`."""
-
-    functional = staticmethod(functional.max_pool1d)
-
-
-class MaxPool2d(_MaxPool, nn.MaxPool2d):
-    """torch.nn.MaxPool2d by `functional.max_pool2d`."""
-
-    functional = staticmethod(functional.max_pool2d)
-
-
-class MaxPool3d(_MaxPool, nn.MaxPool3d):
-    """torch.nn.MaxPool3d by `functional.max_pool3d`."""
-
-    functional = staticmethod(functional.max_pool3d)
-
-
-class CrossChannelMaxPool(nn.Module):
-    """Maxout: the largest of each `pool_size` consecutive channels, [N, C, *] -> [N, C / pool_size, *]."""
-
-    def __init__(self, pool_size: int) -> None:
-        super().__init__()
-        self.pool_size = functional.check_pool_size("CrossChannelMaxPool", pool_size)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.cross_channel_max_pool(input, self.pool_size)
-
-    def extra_repr(self) -> str:
-        return f"pool_size={self.pool_size}"
 
 
 def _with_activation(text: str, activation: str | None) -> str:

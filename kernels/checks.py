@@ -1,0 +1,203 @@
+"""What a user can get wrong: arguments as torch.nn.functional takes them, made into ints and Windows or refused.
+
+Every refusal is a ValueError or TypeError of one line that names the argument, what was given and what is accepted.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kernels.shape import Window
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+GRID_NAMES = ("", "L", "H, W", "D, H, W")
+
+IntOrTuple = int | Sequence[int]
+ACTIVATIONS = (None, "relu")
+
+
+def make_window(
+    op: str,
+    kernel: Sequence[int],
+    stride: IntOrTuple,
+    padding: IntOrTuple | str,
+    dilation: IntOrTuple,
+    groups: int = 1,
+) -> Window:
+    """A Window from arguments as torch.nn.functional takes them; padding also as "valid", "same" or "full".
+
+    Raises ValueError or TypeError that name the argument, what was given and what is accepted.
+    """
+    axes = len(kernel)
+    kernel = tuple(map(int, kernel))  # torch.jit.trace gives tensors
+    kernel = per_axis(op, "kernel_size", kernel, axes, least=1)
+    stride = per_axis(op, "stride", stride, axes, least=1)
+    dilation = per_axis(op, "dilation", dilation, axes, least=1)
+    if isinstance(padding, str):
+        pairs = _named_padding(op, padding, kernel, stride, dilation)
+    else:
+        pairs = tuple((p, p) for p in per_axis(op, "padding", padding, axes, least=0))
+    return Window(kernel, stride, pairs, dilation, check_int(op, "groups", groups, least=1))
+
+
+def per_axis(op: str, name: str, value: IntOrTuple, axes: int, least: int) -> tuple[int, ...]:
+    """`value` as one int an axis; a single int counts for all axes."""
+    if type(value) is int and value >= least:  # quick for what is usual: every call of a layer comes here
+        return (value,) * axes
+    if type(value) is tuple and len(value) == axes and all(type(v) is int and v >= least for v in value):
+        return value
+    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    if len(values) == 1:
+        values *= axes
+    ints = tuple(_as_int(v) for v in values)
+    if len(ints) != axes or any(v is None or v < least for v in ints):
+        raise ValueError(f"{op}: {name} must be an int or {axes} ints, each >= {least}, got {value!r}")
+    return ints
+
+
+def check_int(op: str, name: str, value: int, least: int) -> int:
+    """`value` as an int of at least `least`; else ValueError."""
+    number = _as_int(value)
+    if number is None or number < least:
+        raise ValueError(f"{op}: {name} must be an int >= {least}, got {value!r}")
+    return number
+
+
+def _as_int(value: object) -> int | None:
+    """An int or what counts as one (NumPy's, symbolic ones), None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | torch.SymInt):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _named_padding(
+    op: str, padding: str, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    spans = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    if padding == "valid":
+        return ((0, 0),) * len(kernel)
+    if padding == "full":
+        return tuple((span, span) for span in spans)
+    if padding != "same":
+        raise ValueError(f"{op}: padding must be ints or one of 'valid', 'same', 'full', got {padding!r}")
+    if any(s != 1 for s in stride):
+        raise ValueError(f"{op}: padding='same' needs stride 1, got stride {stride}")
+    return tuple((span // 2, span - span // 2) for span in spans)
+
+
+def check_floating(op: str, **tensors: Tensor | None) -> None:
+    """All tensors present are of one supported dtype, dense, and on one device; else TypeError or ValueError."""
+    present = {name: t for name, t in tensors.items() if t is not None or name != "bias"}
+    for name, t in present.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
+        if t.layout != torch.strided:
+            raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got layout {t.layout}")
+        if t.dtype not in DTYPES:
+            raise TypeError(f"{op}: {name} must be float16, bfloat16, float32 or float64, got {_short(t.dtype)}")
+    (first_name, first), *others = present.items()
+    for name, t in others:
+        if t.device != first.device:
+            raise ValueError(
+                f"{op}: tensors must be on one device, got {first_name} on {first.device} and {name} on {t.device}"
+            )
+        if t.dtype != first.dtype:
+            raise TypeError(
+                f"{op}: tensors must have one dtype, got {first_name} {_short(first.dtype)}"
+                f" and {name} {_short(t.dtype)}"
+            )
+
+
+def check_convolution(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> None:
+    """Raise ValueError that names both shapes where x [N, C, *grid] and weight [O, C/groups, *kernel] do not fit."""
+    groups = window.groups
+    if weight.shape[0] % groups:
+        wrong = f"groups must divide the output channels, {weight.shape[0]}"
+    elif x.shape[1] != weight.shape[1] * groups:
+        expected = weight.shape[1] * groups
+        wrong = f"input must have {expected} channels (weight.shape[1] * groups), got {x.shape[1]}"
+    elif bias is not None and bias.shape != weight.shape[:1]:
+        wrong = f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}"
+    else:
+        return check_fits(op, x, window)
+    raise ValueError(f"{op}: {wrong}: input {tuple(x.shape)}, weight {tuple(weight.shape)}, groups {groups}")
+
+
+def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise ValueError that names the shapes where x [*, in], weight [out, in] and bias [out] do not fit."""
+    if weight.dim() != 2 or x.dim() < 1:
+        wrong = "input must be [*, in] and weight [out, in], got"
+    elif x.shape[-1] != weight.shape[1]:
+        wrong = f"input must have {weight.shape[1]} features, got {x.shape[-1]}:"
+    elif bias is not None and bias.shape != weight.shape[:1]:
+        wrong = f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}:"
+    else:
+        return
+    raise ValueError(f"linear: {wrong} input {tuple(x.shape)}, weight {tuple(weight.shape)}")
+
+
+def check_pooling(op: str, x: Tensor, window: Window, ceil_mode: bool) -> None:
+    """Raise ValueError where a pooling window is padded by more than half of it, or does not fit on the grid."""
+    for kernel, (before, _) in zip(window.kernel, window.padding, strict=True):
+        if before > kernel // 2:
+            raise ValueError(f"{op}: padding must be at most half of kernel_size, got {before} for {kernel}")
+    check_fits(op, x, window, ceil_mode)
+    for dilation, (before, _), extent in zip(window.dilation, window.padding, x.shape[2:], strict=True):
+        if before and dilation > extent:  # a window could step over the whole grid, and have no maximum
+            raise ValueError(f"{op}: dilation must be at most the padded input's extent {extent}, got {dilation}")
+
+
+def check_fits(op: str, x: Tensor, window: Window, ceil_mode: bool = False) -> None:
+    size = tuple(x.shape[2:])
+    if any(extent < 1 for extent in window.output_size(size, ceil_mode)):
+        padded = tuple(s + before + after for s, (before, after) in zip(size, window.padding, strict=True))
+        raise ValueError(
+            f"{op}: the window is larger than the padded input: kernel_size {window.kernel} with dilation"
+            f" {window.dilation} on input {tuple(x.shape)}, whose grid padded is {padded}"
+        )
+
+
+def batched(op: str, x: Tensor, axes: int) -> Tensor:
+    """x as [N, C, *grid], adding N = 1 to an unbatched input; ValueError for any other rank."""
+    if x.dim() == axes + 1:
+        return x.unsqueeze(0)
+    if x.dim() != axes + 2:
+        grid = GRID_NAMES[axes]
+        raise ValueError(
+            f"{op}: input must be [N, C, {grid}] or [C, {grid}], got {x.dim()} dimensions: {tuple(x.shape)}"
+        )
+    return x
+
+
+def check_activation(op: str, activation: str | None) -> str | None:
+    """The activation, if it is one that can be fused; else ValueError."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{op}: activation must be None or 'relu', got {activation!r}")
+    return activation
+
+
+def check_pool_size(op: str, pool_size: int) -> int:
+    """The number of channels pooled into one, if it is at least 1; else ValueError."""
+    return check_int(op, "pool_size", pool_size, least=1)
+
+
+def refuse_forward_mode(*tensors: Tensor | None) -> None:
+    """Operators of torch.library have no forward-mode derivative, and drop a tangent without a word."""
+    if torch.compiler.is_compiling():
+        return
+    for t in tensors:
+        if t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None:
+            raise RuntimeError("forward-mode differentiation needs the torch backend: use_backend('torch')")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

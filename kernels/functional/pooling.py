@@ -1,0 +1,108 @@
+"""Pooling, named as in torch.nn.functional."""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import Tensor
+
+from kernels import backend, reference
+from kernels.checks import (
+    IntOrTuple,
+    batched,
+    check_floating,
+    check_pool_size,
+    check_pooling,
+    make_window,
+    per_axis,
+    refuse_forward_mode,
+)
+from kernels.shape import Window
+
+if backend.AVAILABLE:
+    from kernels import ops
+
+
+def max_pool1d(
+    input: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0,
+    dilation: IntOrTuple = 1, ceil_mode: bool = False, return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """`max_pool2d` over a grid of one axis: input [N, C, L] or [C, L]."""
+    return _max_pool("max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def max_pool2d(
+    input: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0,
+    dilation: IntOrTuple = 1, ceil_mode: bool = False, return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """Largest value of each window (Deep Learning, section 9.3); ties and NaN as in torch.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W].
+        kernel_size, stride, padding, dilation: one int, or one an axis; stride None is kernel_size; padding (with
+            minus infinity) is at most half of kernel_size.
+        ceil_mode: let a last window hang over the edge, where it starts on the input or its padding before.
+        return_indices: also give the index of each maximum in its flattened plane of the input, int64.
+
+    Returns:
+        [N, C, P, Q] or [C, P, Q], and the indices likewise where asked for.
+    """
+    return _max_pool("max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def max_pool3d(
+    input: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0,
+    dilation: IntOrTuple = 1, ceil_mode: bool = False, return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """`max_pool2d` over a grid of three axes: input [N, C, D, H, W] or [C, D, H, W]."""
+    return _max_pool("max_pool3d", 3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def cross_channel_max_pool(input: Tensor, pool_size: int) -> Tensor:
+    """Largest of each `pool_size` consecutive channels (maxout; Goodfellow et al. 2013; Deep Learning, figure 9.9).
+
+    Args:
+        input: [N, C, *] with any number of further axes, C a multiple of pool_size.
+
+    Returns:
+        [N, C / pool_size, *], in the memory format of the input.
+    """
+    op = "cross_channel_max_pool"
+    check_floating(op, input=input)
+    pool_size = check_pool_size(op, pool_size)
+    if input.dim() < 2:
+        raise ValueError(f"{op}: input must be [N, C, ...], got shape {tuple(input.shape)}")
+    if input.shape[1] % pool_size:
+        raise ValueError(f"{op}: pool_size must divide the channels, got {pool_size} for input {tuple(input.shape)}")
+    if not backend.uses_triton(input):
+        return reference.cross_channel_max_pool(input, pool_size)
+    last = input.movedim(1, -1)  # [N, *, C], where each position is a grid of one axis: its channels
+    window = make_window(op, (pool_size,), pool_size, 0, 1)
+    y, _ = _run_max_pool(last.reshape(prod(last.shape[:-1]), 1, input.shape[1]), window, False, False)
+    pooled = y.view(*last.shape[:-1], input.shape[1] // pool_size).movedim(-1, 1)
+    return pooled.contiguous() if input.is_contiguous() else pooled
+
+
+def _max_pool(
+    op: str, axes: int, input: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None, padding: IntOrTuple,
+    dilation: IntOrTuple, ceil_mode: bool, return_indices: bool,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    check_floating(op, input=input)
+    x = batched(op, input, axes)
+    kernel = per_axis(op, "kernel_size", kernel_size, axes, least=1)
+    padding = per_axis(op, "padding", padding, axes, least=0)
+    window = make_window(op, kernel, kernel if stride is None else stride, padding, dilation)
+    check_pooling(op, x, window, bool(ceil_mode))
+    y, index = _run_max_pool(x, window, bool(ceil_mode), return_indices)
+    if x is not input:
+        y, index = y.squeeze(0), index if index is None else index.squeeze(0)
+    return (y, index) if return_indices else y
+
+
+def _run_max_pool(x: Tensor, window: Window, ceil_mode: bool, return_indices: bool) -> tuple[Tensor, Tensor | None]:
+    if not backend.uses_triton(x):
+        pooled = reference.max_pool_as_torch(x, window, ceil_mode, return_indices)
+        return pooled if return_indices else (pooled, None)
+    refuse_forward_mode(x)
+    y, taps = ops.max_pool(x, window.flat, window.output_size(x.shape[2:], ceil_mode))
+    return y, reference.indices(taps, window, x.shape[2:]) if return_indices else None

@@ -1,0 +1,6 @@
+"""Layers that subclass torch.nn's, with the same arguments, initialisation and state_dict, on `kernels.functional`."""
+
+from kernels.layers.convolution import Conv1d, Conv2d, Conv3d, Linear
+from kernels.layers.pooling import CrossChannelMaxPool, MaxPool1d, MaxPool2d, MaxPool3d
+
+__all__ = ["Conv1d", "Conv2d", "Conv3d", "CrossChannelMaxPool", "Linear", "MaxPool1d", "MaxPool2d", "MaxPool3d"]

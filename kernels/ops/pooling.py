@@ -1,0 +1,49 @@
+"""The operators of pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import pool
+from kernels.shape import Window, fake, tap_dtype
+
+
+@torch.library.custom_op("convnets::max_pool", mutates_args=())
+def max_pool(x: Tensor, window: Sequence[int], size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """See `kernels.pool.max_pool`."""
+    return pool.max_pool(x, Window.from_flat(window), size)
+
+
+@max_pool.register_fake
+def _(x, window, size):
+    y = fake(x, x.shape[1], size)
+    return y, torch.empty_like(y, dtype=tap_dtype(Window.from_flat(window).taps))
+
+
+@torch.library.custom_op("convnets::max_pool_gradient", mutates_args=())
+def max_pool_gradient(dy: Tensor, taps: Tensor, window: Sequence[int], size: Sequence[int]) -> Tensor:
+    """See `kernels.pool.max_pool_gradient`."""
+    return pool.max_pool_gradient(dy, taps, Window.from_flat(window), size)
+
+
+@max_pool_gradient.register_fake
+def _(dy, taps, window, size):
+    return fake(dy, dy.shape[1], size)
+
+
+def _max_pool_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, ctx.window, _ = inputs
+    ctx.save_for_backward(output[1])
+    ctx.size = x.shape[2:]
+
+
+def _max_pool_backward(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    (taps,) = ctx.saved_tensors
+    return max_pool_gradient(dy, taps, ctx.window, ctx.size), None, None
+
+
+max_pool.register_autograd(_max_pool_backward, setup_context=_max_pool_context)
