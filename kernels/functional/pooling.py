@@ -92,7 +92,7 @@ def _max_pool(
     kernel = per_axis(op, "kernel_size", kernel_size, axes, least=1)
     padding = per_axis(op, "padding", padding, axes, least=0)
     window = make_window(op, kernel, kernel if stride is None else stride, padding, dilation)
-    check_pooling(op, x, window, bool(ceil_mode))
+    check_pooling(op, x.shape, window, bool(ceil_mode))
     y, index = _run_max_pool(x, window, bool(ceil_mode), return_indices)
     if x is not input:
         y, index = y.squeeze(0), index if index is None else index.squeeze(0)

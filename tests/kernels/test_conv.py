@@ -20,8 +20,8 @@ def three_operations(module, problem: Problem, tensors: list[Tensor], relu: bool
     """Output, input gradient, weight and bias gradient by `module`: kernels.conv or its twin."""
     x, weight, bias, dy, mask = tensors
     mask = mask if relu else None
-    y = module.forward(x, weight, bias, problem.window, relu)
-    dx = module.transpose(dy, weight, mask, problem.window, problem.size)
+    y = module.forward(x, weight, bias, None, problem.window, relu)
+    dx = module.transpose(dy, weight, None, mask, problem.window, problem.size, False)
     return y, dx, *module.weight_gradient(x, dy, mask, problem.window, True)
 
 
