@@ -6,9 +6,12 @@ the type that the user chose; an operator runs in the type it is given.
 """
 
 from kernels.ops.convolution import convolution, convolution_transpose, convolution_weight_gradient
+from kernels.ops.normalization import batch_norm, batch_norm_gradient
 from kernels.ops.pooling import max_pool, max_pool_gradient
 
 __all__ = [
+    "batch_norm",
+    "batch_norm_gradient",
     "convolution",
     "convolution_transpose",
     "convolution_weight_gradient",
