@@ -5,6 +5,7 @@ Every refusal is a ValueError or TypeError of one line that names the argument, 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.shape import Window
+from kernels.shape import AXES, Window
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 GRID_NAMES = ("", "L", "H, W", "D, H, W")
@@ -163,6 +164,18 @@ def check_transposed_convolution(
     raise ValueError(f"{op}: {wrong}: input {tuple(x.shape)}, weight {tuple(weight.shape)}, groups {groups}")
 
 
+def check_residual(op: str, residual: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+    """`residual` broadcast to the shape of the output it is added to; else ValueError."""
+    if residual is None or residual.shape == shape:
+        return residual
+    try:
+        return residual.expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{op}: residual must have the output's shape {tuple(shape)}, got {tuple(residual.shape)}"
+        ) from None
+
+
 def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Raise ValueError that names the shapes where x [*, in], weight [out, in] and bias [out] do not fit."""
     if weight.dim() != 2 or x.dim() < 1:
@@ -203,6 +216,49 @@ def check_pooling(op: str, shape: Sequence[int], window: Window, ceil_mode: bool
     for dilation, (before, _), extent in zip(window.dilation, window.padding, shape[2:], strict=True):
         if before and dilation > extent:  # a window could step over the whole grid, and have no maximum
             raise ValueError(f"{op}: dilation must be at most the padded input's extent {extent}, got {dilation}")
+
+
+def check_batch_norm(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None, bias: Tensor | None,
+    residual: Tensor | None, training: bool, momentum: float | Tensor, eps: float,
+) -> None:  # fmt: skip
+    """Raise ValueError or TypeError where the arguments of batch_norm do not fit x [N, C, *grid]."""
+    check_floating("batch_norm", input=x, **({} if residual is None else {"residual": residual}))
+    parameters = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    parameters = {name: t for name, t in parameters.items() if t is not None}
+    if parameters:
+        check_floating("batch_norm", **parameters)
+    if not 2 <= x.dim() <= AXES + 2:
+        wrong = f"input must be [N, C] or [N, C, *grid] of up to {AXES} axes, got {x.dim()} dimensions"
+    elif (running_mean is None) != (running_var is None):
+        wrong = "running_mean and running_var must both be given or both be None"
+    elif running_mean is None and not training:
+        wrong = "running_mean and running_var must be given unless training, got None"
+    elif training and x.shape[0] * math.prod(x.shape[2:]) == 1:
+        wrong = "training needs more than one value per channel"
+    elif eps < 0 or (training and eps == 0):
+        wrong = f"eps must be {'> 0 in training' if training else '>= 0'}, got {eps}"
+    else:
+        return _check_per_channel(x, parameters, momentum)
+    raise ValueError(f"batch_norm: {wrong}: input {tuple(x.shape)}")
+
+
+def _check_per_channel(x: Tensor, parameters: dict[str, Tensor], momentum: float | Tensor) -> None:
+    if not isinstance(momentum, int | float) and not (isinstance(momentum, Tensor) and momentum.dim() == 0):
+        raise TypeError(f"batch_norm: momentum must be a number or a tensor of no axes, got {momentum!r}")
+    accepted = (x.dtype, torch.float32) if x.dtype.itemsize == 2 else (x.dtype,)
+    for name, t in parameters.items():
+        if t.shape != x.shape[1:2]:
+            raise ValueError(
+                f"batch_norm: {name} must have shape ({x.shape[1]},), got {tuple(t.shape)}: input {tuple(x.shape)}"
+            )
+        if t.dtype not in accepted:
+            names = " or ".join(map(_short, dict.fromkeys(accepted)))
+            raise TypeError(f"batch_norm: {name} must be {names} for input {_short(x.dtype)}, got {_short(t.dtype)}")
+        if t.device != x.device:
+            raise ValueError(
+                f"batch_norm: tensors must be on one device, got input on {x.device} and {name} on {t.device}"
+            )
 
 
 def check_fits(op: str, shape: Sequence[int], window: Window, ceil_mode: bool = False) -> None:

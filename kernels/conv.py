@@ -410,7 +410,8 @@ def _forward(
     blocks = triton.cdiv(rows, tile.m)
     backend.launch(
         _forward_kernel, (wide.tiles * blocks * tile.blocks(outputs, window.groups),),
-        x_last, weight_last, bias, None if residual is None else channels_last(residual),
+        x_last, weight_last, None if bias is None else bias.contiguous(),
+        None if residual is None else channels_last(residual),
         y_last, None if winners is None else channels_last(winners),
         blocks, x.shape[0], tuple(x_last.shape[1:4]), full_size, tuple(y_last.shape[1:4]),
         WINDOW=wide, POOL=pool.lifted(), MAXOUT=maxout, CHANNELS=channels, OUTPUTS=outputs, RELU=relu,
@@ -437,7 +438,8 @@ def transpose(
     blocks = triton.cdiv(rows, tile.m)
     backend.launch(
         _transpose_kernel, (prod(wide.period) * blocks * tile.blocks(channels, window.groups),),
-        dy_last, None if y is None else channels_last(y), weight_last, bias, dx_last,
+        dy_last, None if y is None else channels_last(y), weight_last,
+        None if bias is None else bias.contiguous(), dx_last,
         blocks, dy.shape[0], tuple(dx_last.shape[1:4]), tuple(dy_last.shape[1:4]),
         WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, RELU=relu,
         **_arithmetic(window, dy, weight, dx), **tile.constants,

@@ -170,7 +170,6 @@ def convert(module: nn.Module, *, fold_batch_norm: bool = False) -> nn.Module:
     for graph in graphs.values():
         _replace_functions(graph, report)
         _fuse(model, graph, chains)
-        graph.eliminate_dead_code()
         graph.lint()
     for name, chain in chains.items():
         layer = model.get_submodule(name)

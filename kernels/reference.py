@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.shape import Window, memory_format, tap_dtype
+from kernels.shape import Window, accumulator_dtype, memory_format, tap_dtype
 
 _CONVOLUTIONS = (None, F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSES = (None, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -135,6 +135,84 @@ def cross_channel_max_pool(x: Tensor, pool_size: int) -> Tensor:
     """See `kernels.functional.cross_channel_max_pool`; of equal channels the first has the gradient."""
     y = x.unflatten(1, (-1, pool_size)).max(2).values
     return y.contiguous(memory_format=memory_format(x))
+
+
+def batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    mean: Tensor | None, var: Tensor | None, eps: float, relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """See `kernels.norm.batch_norm`."""
+    batch = batch_moments(x) if mean is None else (x.new_empty(0, dtype=accumulator_dtype(x)),) * 2
+    mean, var = batch if mean is None else (mean, var)
+    y = (x - _per_channel(mean, x)) * _per_channel(_scale(var, weight, eps), x)
+    if bias is not None:
+        y = y + _per_channel(bias, x)
+    if residual is not None:
+        y = y + residual
+    return (y.relu() if relu else y).to(x.dtype), *batch
+
+
+def batch_norm_gradient(
+    dy: Tensor, x: Tensor, weight: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor, eps: float,
+    training: bool, parameters: bool, residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """See `kernels.norm.batch_norm_gradient`."""
+    signal = masked(dy, y)
+    dresidual = signal.to(x.dtype) if residual else x.new_empty(0)
+    signal = signal.to(accumulator_dtype(x))
+    axes = _all_but_channels(x)
+    xhat = (x - _per_channel(mean, x)) * _per_channel(_scale(var, None, eps), x)
+    dweight, dbias = (signal * xhat).sum(axes), signal.sum(axes)
+    if training:
+        sums = _per_channel(dbias, x) + xhat * _per_channel(dweight, x)
+        signal = signal - sums / (x.numel() // x.shape[1])
+    dx = signal * _per_channel(_scale(var, weight, eps), x)
+    if not parameters:
+        dweight = dbias = dbias.new_empty(0)
+    return dx.to(x.dtype), dweight, dbias, dresidual
+
+
+def batch_norm_as_torch(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None, bias: Tensor | None,
+    training: bool, momentum: float | Tensor, eps: float,
+) -> Tensor:  # fmt: skip
+    """torch's own batch normalisation."""
+    if not isinstance(momentum, Tensor):
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if not training or running_mean is None or not x.numel():  # nothing is updated
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, 0.0, eps)
+    mean, var = torch.zeros_like(running_mean), torch.zeros_like(running_var)  # with momentum 1 the batch's alone
+    y = F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps)
+    track(running_mean, mean, momentum)
+    track(running_var, var, momentum)
+    return y
+
+
+def track(running: Tensor, batch: Tensor, momentum: float | Tensor) -> None:
+    """Move a running statistic towards that of a batch, in place, by the share `momentum` of the way."""
+    momentum = momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum
+    with torch.no_grad():
+        running.lerp_(batch.to(running.dtype), momentum)
+
+
+def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [C] of x [N, C, *grid], in the type they are summed in."""
+    var, mean = torch.var_mean(x.to(accumulator_dtype(x)), _all_but_channels(x), correction=0)
+    return mean, var
+
+
+def _scale(var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    scale = (var + eps).rsqrt()
+    return scale if weight is None else scale * weight
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """values [C], to be broadcast over x [N, C, *grid]."""
+    return values.to(accumulator_dtype(x)).view(-1, *[1] * (x.dim() - 2))
+
+
+def _all_but_channels(x: Tensor) -> list[int]:
+    return [axis for axis in range(x.dim()) if axis != 1]
 
 
 def indices(taps: Tensor, window: Window, size: Sequence[int]) -> Tensor:

@@ -181,6 +181,11 @@ def tap_dtype(taps: int) -> torch.dtype:
     return torch.uint8 if taps <= 256 else torch.int32
 
 
+def accumulator_dtype(x: Tensor) -> torch.dtype:
+    """The type in which elements of x are summed."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def channels_last(x: Tensor) -> Tensor:
     """x [N, C, *grid] as a contiguous [N, D, H, W, C]: no copy where the memory is channels-last already."""
     front = (None,) * (AXES + 2 - x.dim())

@@ -24,7 +24,7 @@ class Tile:
 
     Args:
         warps, stages: warps of a program and depth of its software pipeline; the interpreter ignores both.
-        splits: programs that share the reduced axis (weight gradient only).
+        splits: programs that share the reduced axis (weight gradient), or the positions (batch norm).
         dot: multiply matrices. Without, as for depthwise convolution, the channels of a block are each multiplied by a
             weight of their own: k (in the weight gradient n) is 1 whatever it says, and n (m) counts all groups.
     """
@@ -83,6 +83,22 @@ def pool_tile(positions: int, channels: int) -> Tile:
     most = INTERPRETED_BLOCK if target() == INTERPRETER else 1024
     n = _block(channels, 64) if channels > 1 else 1
     return Tile(_block(positions, most // n), n, 1)
+
+
+def norm_tile(positions: int, channels: int) -> Tile:
+    """The block of `positions` x `channels` that a step of a batch norm kernel works on (m x n; k counts nothing).
+
+    `splits` programs share the positions: enough to fill a GPU, and few enough that adding up their shares, which every
+    program does for its channels, reads less than its own part of the input (estimated, not timed).
+    """
+    if _forced is not None:
+        return _forced
+    if target() == INTERPRETER:
+        n = _block(channels, 64)
+        return Tile(_block(positions, INTERPRETED_BLOCK // n), n, 1)
+    n = _block(channels, 32)
+    m = _block(positions, 2048 // n)
+    return Tile(m, n, 1, splits=max(1, min(128, 512 // -(-channels // n), positions // (4 * m))))
 
 
 def heuristic(

@@ -32,7 +32,7 @@ def reproducible():
     """
     lightning.seed_everything(0, verbose=False)
     torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cudnn.allow_tf32 = False
     yield
     torch.use_deterministic_algorithms(False)
 

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     "kernels.shape": 0, "kernels.backend": 0, "kernels.targets": 0,
     "kernels.checks": 1, "kernels.tuning": 1, "kernels.grid": 1,
-    "kernels.conv": 2, "kernels.pool": 2, "kernels.reference": 2, "kernels.inspect": 2, "kernels.ops": 3,
+    "kernels.conv": 2, "kernels.norm": 2, "kernels.pool": 2, "kernels.reference": 2, "kernels.inspect": 2,
+    "kernels.ops": 3,
     "kernels.functional": 4, "kernels.layers": 5, "kernels": 6, "lightning_modules": 7, "experiments": 8, "tests": 9,
 }  # fmt: skip
 # targets and backend know nothing of each other; tuning and inspect ask the backend where they run.

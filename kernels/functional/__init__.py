@@ -12,10 +12,12 @@ from kernels.functional.convolution import (
     conv_transpose2d,
     conv_transpose3d,
 )
+from kernels.functional.normalization import batch_norm
 from kernels.functional.pooling import cross_channel_max_pool, max_pool1d, max_pool2d, max_pool3d
 from kernels.functional.product import linear, matmul
 
 __all__ = [
+    "batch_norm",
     "conv1d",
     "conv2d",
     "conv3d",

@@ -18,6 +18,7 @@ from kernels.checks import (
     check_floating,
     check_pool_size,
     check_pooling,
+    check_residual,
     check_transposed_convolution,
     make_window,
     per_axis,
@@ -67,7 +68,7 @@ def conv2d(
         padding: ints >= 0; "valid" (none), "same" (output as large as input; stride 1) or "full" (every overlap).
         groups: partial connectivity between channels; divides C and O. As many as channels is depthwise convolution.
         activation: None or "relu", of the sum of all.
-        residual: of the output's shape, added before the activation.
+        residual: of the output's shape, or broadcast to it, added before the activation.
         max_pool: arguments of `max_pool2d` by name, or its kernel_size: the largest of each window of the output, which
             itself is never written. Where windows overlap, what they share is computed for each.
         maxout: the largest of each so many consecutive output channels, as by `cross_channel_max_pool`.
@@ -146,8 +147,8 @@ def convolve(
         raise ValueError(f"{op}: weight must be [O, C/groups, *kernel] on {axes} axes, got {tuple(weight.shape)}")
     window = make_window(op, weight.shape[2:], stride, padding, dilation, groups, tile)
     check_convolution(op, x, weight, bias, window)
-    if residual is not None:
-        residual = batched(op, residual, axes)
+    if residual is not None and residual.dim() == axes + 1:
+        residual = residual.unsqueeze(0)
     y = run_convolution(op, x, weight, bias, residual, window, fused)
     return y if x is input else y.squeeze(0)
 
@@ -161,8 +162,7 @@ def run_convolution(
     shape = (x.shape[0], weight.shape[0] // window.tiles, *window.output_size(x.shape[2:]))
     if (residual is not None) + (fused.max_pool is not None) + (maxout > 1) > 1:
         raise ValueError(f"{op}: at most one of residual, max_pool and maxout can be fused")
-    if residual is not None and residual.shape != shape:
-        raise ValueError(f"{op}: residual must have the output's shape {shape}, got {tuple(residual.shape)}")
+    residual = check_residual(op, residual, shape)
     if shape[1] // window.groups % maxout:
         raise ValueError(
             f"{op}: maxout must divide the output channels of a group, {shape[1] // window.groups}, got {maxout}"

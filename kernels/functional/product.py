@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels import backend
-from kernels.checks import autocast, check_floating, check_linear, refuse_forward_mode
+from kernels.checks import autocast, check_floating, check_linear, check_residual, refuse_forward_mode
 from kernels.functional.convolution import Epilogue, run_convolution
 from kernels.shape import Window
 
@@ -33,10 +33,8 @@ def linear(
     check_linear(x, weight, bias)
     front = x.shape[:-1]
     rows = x.reshape(prod(front), x.shape[-1])
+    residual = check_residual("linear", residual, (*front, weight.shape[0]))
     if residual is not None:
-        expected = (*front, weight.shape[0])
-        if residual.shape != expected:
-            raise ValueError(f"linear: residual must have the output's shape {expected}, got {tuple(residual.shape)}")
         residual = residual.reshape(prod(front), weight.shape[0])
     fused = Epilogue(activation, None, None, maxout)
     y = run_convolution("linear", rows, weight, bias, residual, Window((), (), (), ()), fused)

@@ -12,9 +12,13 @@ from kernels.layers.convolution import (
     TableConv2d,
     TiledConv2d,
 )
+from kernels.layers.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from kernels.layers.pooling import CrossChannelMaxPool, MaxPool1d, MaxPool2d, MaxPool3d
 
 __all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
     "Conv1d",
     "Conv2d",
     "Conv3d",

@@ -11,9 +11,12 @@ from kernels.ops.convolution import (
     convolution_transpose,
     convolution_weight_gradient,
 )
+from kernels.ops.normalization import batch_norm, batch_norm_gradient
 from kernels.ops.pooling import max_pool, max_pool_gradient
 
 __all__ = [
+    "batch_norm",
+    "batch_norm_gradient",
     "convolution",
     "convolution_max",
     "convolution_transpose",

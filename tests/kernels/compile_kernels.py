@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from kernels import conv, pool
+from kernels import conv, norm, pool
 from kernels.inspect import compiling_for
 from tests.kernels.problems import Pooling, Problem
 
@@ -22,6 +22,10 @@ CONVOLUTIONS = {
     "linear": Problem((), (), batch=256, channels=512, outputs=1000),
 }
 POOLINGS = {"3x3-stride-2": Pooling((56, 56), (3, 3), stride=2, padding=1, batch=32, channels=64)}
+NORMALIZATIONS = {
+    "batch-norm": Pooling((56, 56), (), batch=32, channels=64),
+    "batch-norm-of-ones": Pooling((), (), batch=1, channels=1),  # extents of 1 are constants
+}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -43,10 +47,20 @@ def max_pool(problem: Pooling, dtype: torch.dtype) -> None:
     pool.max_pool_gradient(y, taps, problem.window, problem.size)
 
 
+def batch_norm(problem: Pooling, dtype: torch.dtype) -> None:
+    """In training with all that can be fused, and with running statistics, nothing fused and parameters frozen."""
+    x = on_meta((problem.batch, problem.channels, *problem.size), dtype)
+    weight = on_meta((problem.channels,), dtype)
+    y, mean, var = norm.batch_norm(x, weight, weight, x, None, None, 1e-5, True)
+    norm.batch_norm_gradient(y, x, weight, y, mean, var, 1e-5, True, True, True)
+    norm.batch_norm(x, None, None, None, mean, var, 1e-5, False)
+    norm.batch_norm_gradient(y, x, None, None, mean, var, 1e-5, False, False, False)
+
+
 def compile_all(target: str) -> list[dict]:
     results = []
     for dtype in DTYPES:
-        for run, problems in ((convolve, CONVOLUTIONS), (max_pool, POOLINGS)):
+        for run, problems in ((convolve, CONVOLUTIONS), (max_pool, POOLINGS), (batch_norm, NORMALIZATIONS)):
             for name, problem in problems.items():
                 with compiling_for(target) as compiled:
                     run(problem, dtype)

@@ -52,12 +52,13 @@ def test_opcheck_of_the_pooling_operators(problem, device):
 
 
 def test_every_operator_is_checked():
-    """The two tests above name every operator that is registered."""
+    """The two tests above, and those of batch norm, name every operator that is registered."""
     registered = {
         name.removeprefix("convnets::") for name in torch._C._dispatch_get_all_op_names() if "convnets::" in name
     }
     assert registered == {
-        "convolution", "convolution_transpose", "convolution_weight_gradient", "max_pool", "max_pool_gradient"
+        "batch_norm", "batch_norm_gradient", "convolution", "convolution_transpose",
+        "convolution_weight_gradient", "max_pool", "max_pool_gradient"
     }  # fmt: skip
     functional.linear(torch.ones(1, 1), torch.ones(1, 1))
 

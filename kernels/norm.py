@@ -1,0 +1,324 @@
+"""Batch normalisation with residual addition and ReLU, and its gradient: two Triton kernels each.
+
+    mean[c], var[c] = over the positions i of a batch, x[i, c]'s mean and its mean squared distance from it
+    xhat[i, c] = (x[i, c] - mean[c]) / sqrt(var[c] + eps)
+    y[i, c]    = relu(xhat[i, c] weight[c] + bias[c] + residual[i, c])
+
+    dbias[c] = sum_i dy[i, c], dweight[c] = sum_i dy[i, c] xhat[i, c], with dy zero where the ReLU's y is
+    dx[i, c] = (dy[i, c] - (dbias[c] + xhat[i, c] dweight[c]) / positions) weight[c] / sqrt(var[c] + eps)
+
+(Ioffe and Szegedy, "Batch normalization", 2015; Deep Learning, section 8.7.1.) With a running mean and variance in
+place of the batch's, dx has its first term only.
+
+Tensors are channels-last, M positions x C channels. The positions are split among programs; the first kernel keeps a
+share of each sum for each split, and every program of the second adds up the shares of its channels, in a fixed order,
+before it goes through its own split. So there is no third launch, nothing is added atomically, and a masked dy is
+never written unless it is the residual's gradient.
+
+A block is [BN, BM], a channel a row: the interpreter's NumPy sums pairwise along the last axis only, and elsewhere one
+by one, with an error that grows with the number of terms.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels import backend, grid, tuning
+from kernels.shape import accumulator_dtype, channels_last, memory_format, new_channels_last
+
+
+@backend.device_function
+def _locate(channels, steps, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """A program's split, its first position, and its channels [BN, 1]; neighbours in the grid share positions."""
+    blocks = grid.cdiv(channels, BN)
+    split = tl.program_id(0) // blocks
+    channel = tl.program_id(0) % blocks * BN + tl.arange(0, BN)[:, None]
+    return split, split.to(INDEX) * steps * BM, channel
+
+
+@backend.device_function
+def _moments(mean_ptr, m2_ptr, channel, channels, positions, rows, BS: tl.constexpr, INDEX: tl.constexpr):
+    """Mean and variance [BN, 1] from the shares [splits, C] of splits of `rows` positions, the last one shorter.
+
+    A share is a mean and a sum of squared distances from it (Chan, Golub and LeVeque, "Updating formulae and a
+    pairwise algorithm for computing sample variances", 1979). Means are counted from the first, so that no digit goes
+    to what they have in common.
+    """
+    start = tl.arange(0, BS)[None, :].to(INDEX) * rows
+    share = tl.arange(0, BS)[None, :] * channels + channel
+    valid = (start < positions) & (channel < channels)
+    origin = tl.load(mean_ptr + channel, mask=channel < channels, other=0.0)
+    shift = tl.load(mean_ptr + share, mask=valid, other=0.0) - origin  # [BN, BS]
+    m2 = tl.load(m2_ptr + share, mask=valid, other=0.0)
+    count = tl.where(valid, tl.minimum(positions - start, rows), 0).to(m2.dtype)
+    mean = tl.sum(shift * count, axis=1, keep_dims=True) / positions
+    distance = shift - mean
+    m2 = tl.sum(m2 + count * distance * distance, axis=1, keep_dims=True)
+    return origin + mean, m2 / positions
+
+
+@backend.device_function
+def _total(share_ptr, channel, channels, positions, rows, BS: tl.constexpr, INDEX: tl.constexpr):
+    """Sum [BN, 1] of the shares [splits, C] of splits of `rows` positions."""
+    start = tl.arange(0, BS)[None, :].to(INDEX) * rows
+    valid = (start < positions) & (channel < channels)
+    share = tl.load(share_ptr + tl.arange(0, BS)[None, :] * channels + channel, mask=valid, other=0.0)
+    return tl.sum(share, axis=1, keep_dims=True)
+
+
+@backend.device_function
+def _let_through(dy_ptr, y_ptr, offset, valid, ACC: tl.constexpr):
+    """dy where the ReLU output y let the signal through, all of it without one; 0 outside."""
+    dy = tl.load(dy_ptr + offset, mask=valid, other=0.0).to(ACC)
+    if y_ptr is not None:
+        y = tl.load(y_ptr + offset, mask=valid, other=0.0)
+        dy = tl.where(y <= 0, 0.0, dy)
+    return dy
+
+
+@triton.jit
+def _statistics_kernel(
+    x_ptr, mean_ptr, m2_ptr,  # [M, C], shares [splits, C] of both
+    positions, channels, steps,  # M, C, blocks of BM positions in a split
+    ACC: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    split, start, channel = _locate(channels, steps, INDEX, BM, BN)
+    exists = channel < channels
+    column = tl.arange(0, BM)[None, :]
+    origin = tl.load(x_ptr + start * channels + channel, mask=exists, other=0.0).to(ACC)
+
+    # Each column keeps the moments of its own positions (Welford, 1962), of x less the first one.
+    mean = tl.full((BN, BM), 0.0, ACC)
+    m2 = tl.full((BN, BM), 0.0, ACC)
+    for step in range(steps):
+        position = start + step * BM + column
+        valid = (position < positions) & exists
+        x = tl.load(x_ptr + position * channels + channel, mask=valid, other=0.0).to(ACC) - origin
+        distance = tl.where(valid, x - mean, 0.0)
+        mean += distance * (tl.full((1, 1), 1.0, ACC) / (step + 1))
+        m2 += distance * (x - mean)
+
+    # Combine the columns, as `_moments` does the shares, and store.
+    rest = positions - start - column
+    count = tl.minimum(tl.maximum(grid.cdiv(rest, BM), 0), steps).to(ACC)
+    rows = tl.minimum(positions - start, steps * BM).to(ACC)
+    average = tl.sum(mean * count, axis=1, keep_dims=True) / rows
+    distance = mean - average
+    m2_share = tl.sum(m2 + count * distance * distance, axis=1, keep_dims=True)
+    tl.store(mean_ptr + split * channels + channel, origin + average, mask=exists)
+    tl.store(m2_ptr + split * channels + channel, m2_share, mask=exists)
+
+
+@triton.jit
+def _normalise_kernel(
+    x_ptr, share_ptr, m2_ptr,  # [M, C], shares [splits, C] or None
+    mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr,  # [C], written if there are shares; [C], [M, C]
+    positions, channels, steps,
+    EPS: tl.constexpr, RELU: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    BS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    _, start, channel = _locate(channels, steps, INDEX, BM, BN)
+    exists = channel < channels
+
+    # What all positions of a channel share.
+    if share_ptr is not None:
+        mean, var = _moments(share_ptr, m2_ptr, channel, channels, positions, steps * BM, BS, INDEX)
+        if start == 0:
+            tl.store(mean_ptr + channel, mean, mask=exists)
+            tl.store(var_ptr + channel, var, mask=exists)
+    else:
+        mean = tl.load(mean_ptr + channel, mask=exists, other=0.0).to(ACC)
+        var = tl.load(var_ptr + channel, mask=exists, other=0.0).to(ACC)
+    scale = 1.0 / tl.sqrt(var + EPS)
+    if weight_ptr is not None:
+        scale *= tl.load(weight_ptr + channel, mask=exists, other=0.0).to(ACC)
+
+    # Normalise, add, rectify.
+    for step in range(steps):
+        position = start + step * BM + tl.arange(0, BM)[None, :]
+        valid = (position < positions) & exists
+        offset = position * channels + channel
+        y = (tl.load(x_ptr + offset, mask=valid, other=0.0).to(ACC) - mean) * scale
+        if bias_ptr is not None:
+            y += tl.load(bias_ptr + channel, mask=exists, other=0.0).to(ACC)
+        if residual_ptr is not None:
+            y += tl.load(residual_ptr + offset, mask=valid, other=0.0).to(ACC)
+        if RELU:
+            y = tl.where(y < 0, 0.0, y)  # NaN stays, as in torch
+        tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def _gradient_sums_kernel(
+    dy_ptr, x_ptr, y_ptr,  # [M, C], the same, the ReLU's output or None
+    mean_ptr, var_ptr, dweight_ptr, dbias_ptr,  # [C], shares [splits, C] of both
+    positions, channels, steps,
+    EPS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    split, start, channel = _locate(channels, steps, INDEX, BM, BN)
+    exists = channel < channels
+    mean = tl.load(mean_ptr + channel, mask=exists, other=0.0).to(ACC)
+    var = tl.load(var_ptr + channel, mask=exists, other=0.0).to(ACC)
+
+    # Sum by column.
+    dweight = tl.full((BN, BM), 0.0, ACC)
+    dbias = tl.full((BN, BM), 0.0, ACC)
+    for step in range(steps):
+        position = start + step * BM + tl.arange(0, BM)[None, :]
+        valid = (position < positions) & exists
+        offset = position * channels + channel
+        dy = _let_through(dy_ptr, y_ptr, offset, valid, ACC)
+        x = tl.load(x_ptr + offset, mask=valid, other=0.0).to(ACC)
+        dweight += dy * (x - mean)
+        dbias += dy
+
+    # Combine the columns and store.
+    share = split * channels + channel
+    dweight_share = tl.sum(dweight, axis=1, keep_dims=True) / tl.sqrt(var + EPS)
+    tl.store(dweight_ptr + share, dweight_share, mask=exists)
+    tl.store(dbias_ptr + share, tl.sum(dbias, axis=1, keep_dims=True), mask=exists)
+
+
+@triton.jit
+def _gradient_kernel(
+    dy_ptr, x_ptr, y_ptr, mean_ptr, var_ptr, weight_ptr,  # [M, C], the same, [M, C] or None, [C], [C] or None
+    dweight_share_ptr, dbias_share_ptr,  # [splits, C] or None
+    dx_ptr, dresidual_ptr, dweight_ptr, dbias_ptr,  # [M, C], [M, C] or None, [C] if there are shares
+    positions, channels, steps,
+    TRAINING: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    BS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    _, start, channel = _locate(channels, steps, INDEX, BM, BN)
+    exists = channel < channels
+
+    # What all positions of a channel share.
+    mean = tl.load(mean_ptr + channel, mask=exists, other=0.0).to(ACC)
+    rstd = 1.0 / tl.sqrt(tl.load(var_ptr + channel, mask=exists, other=0.0).to(ACC) + EPS)
+    scale = rstd
+    if weight_ptr is not None:
+        scale = rstd * tl.load(weight_ptr + channel, mask=exists, other=0.0).to(ACC)
+    if dweight_share_ptr is not None:
+        dweight = _total(dweight_share_ptr, channel, channels, positions, steps * BM, BS, INDEX)
+        dbias = _total(dbias_share_ptr, channel, channels, positions, steps * BM, BS, INDEX)
+        if start == 0:
+            tl.store(dweight_ptr + channel, dweight, mask=exists)
+            tl.store(dbias_ptr + channel, dbias, mask=exists)
+
+    # Propagate.
+    for step in range(steps):
+        position = start + step * BM + tl.arange(0, BM)[None, :]
+        valid = (position < positions) & exists
+        offset = position * channels + channel
+        dy = _let_through(dy_ptr, y_ptr, offset, valid, ACC)
+        if dresidual_ptr is not None:
+            tl.store(dresidual_ptr + offset, dy.to(dresidual_ptr.dtype.element_ty), mask=valid)
+        if TRAINING:
+            xhat = (tl.load(x_ptr + offset, mask=valid, other=0.0).to(ACC) - mean) * rstd
+            dy -= (dbias + xhat * dweight) / positions
+        tl.store(dx_ptr + offset, (dy * scale).to(dx_ptr.dtype.element_ty), mask=valid)
+
+
+def batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    mean: Tensor | None, var: Tensor | None, eps: float, relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """y [N, C, *grid], in x's layout, and the batch's mean and biased variance [C], in the type they are summed in.
+
+    x and residual are [N, C, *grid], weight and bias [C]. With a mean and a variance [C] those are used in place of the
+    batch's, and what is returned for them is empty. One launch then, else two.
+    """
+    training = mean is None
+    batch = [x.new_empty(x.shape[1] if training else 0, dtype=accumulator_dtype(x)) for _ in range(2)]
+    statistics = batch if training else (mean, var)
+    return _batch_norm(x, weight, bias, residual, *statistics, training, eps, relu), *batch
+
+
+@backend.upcasts_bfloat16
+def _batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    mean: Tensor, var: Tensor, training: bool, eps: float, relu: bool,
+) -> Tensor:  # fmt: skip
+    """y of `batch_norm`, which writes mean and var in training; they are no results, which may become bfloat16."""
+    x_last, residual_last = channels_last(x), None if residual is None else channels_last(residual)
+    mean, var, weight, bias = (None if t is None else t.contiguous() for t in (mean, var, weight, bias))
+    y = new_channels_last(x, x.shape[1], x.shape[2:])
+    programs, shares, block, extents, tile = _plan(x, summed=training)
+    if training:
+        backend.launch(_statistics_kernel, programs, x_last, *shares, *extents, **tile)
+    backend.launch(
+        _normalise_kernel, programs,
+        x_last, *shares, mean, var, weight, bias, residual_last, channels_last(y), *extents,
+        EPS=eps, RELU=relu, BS=block, **tile,
+    )  # fmt: skip
+    return y.contiguous(memory_format=memory_format(x))
+
+
+def batch_norm_gradient(
+    dy: Tensor, x: Tensor, weight: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor, eps: float,
+    training: bool, parameters: bool, residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dx, dweight [C], dbias [C] and dresidual of `batch_norm`; dy counts only where y > 0, if given.
+
+    Args:
+        mean, var: [C], what x was normalised by: the batch's in training.
+        parameters: whether to give dweight and dbias, in the type they are summed in; else they are empty.
+        residual: whether to give the residual's gradient, dy where y > 0; else it is empty.
+
+    Two launches, or one where neither `training` nor `parameters` needs the sums.
+    """
+    summed = x.shape[1] if training or parameters else 0
+    sums = [x.new_empty(summed, dtype=accumulator_dtype(x)) for _ in range(2)]
+    dx, dresidual = _batch_norm_gradient(dy, x, weight, y, mean, var, *sums, eps, training, residual)
+    return dx, *(sums if parameters else (x.new_empty(0, dtype=s.dtype) for s in sums)), dresidual
+
+
+@backend.upcasts_bfloat16
+def _batch_norm_gradient(
+    dy: Tensor, x: Tensor, weight: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor,
+    dweight: Tensor, dbias: Tensor, eps: float, training: bool, residual: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dx and dresidual of `batch_norm_gradient`, which writes dweight and dbias where they are not empty."""
+    dy_last, x_last, y_last = channels_last(dy), channels_last(x), None if y is None else channels_last(y)
+    mean, var, weight = (None if t is None else t.contiguous() for t in (mean, var, weight))
+    dx = new_channels_last(x, x.shape[1], x.shape[2:])
+    dresidual = new_channels_last(x, x.shape[1], x.shape[2:]) if residual else None
+    summed = dweight.numel() > 0
+    programs, shares, block, extents, tile = _plan(x, summed)
+    if summed:
+        backend.launch(
+            _gradient_sums_kernel, programs, dy_last, x_last, y_last, mean, var, *shares, *extents, EPS=eps, **tile
+        )
+    backend.launch(
+        _gradient_kernel, programs,
+        dy_last, x_last, y_last, mean, var, weight, *shares,
+        channels_last(dx), channels_last(dresidual) if residual else None, dweight, dbias, *extents,
+        TRAINING=training, EPS=eps, BS=block, **tile,
+    )  # fmt: skip
+    layout = memory_format(x)
+    return dx.contiguous(memory_format=layout), (
+        dresidual.contiguous(memory_format=layout) if residual else x.new_empty(0)
+    )
+
+
+def _plan(x: Tensor, summed: bool) -> tuple[tuple[int], Any, int, tuple[int, int, int], dict[str, Any]]:
+    """How kernels go through x: programs, shares of two sums, their block, extents, and constants.
+
+    The shares are [2, splits, C], or two None unless `summed`; the extents are positions, channels, steps of a split.
+    """
+    channels = x.shape[1]
+    positions = x.numel() // channels
+    tile = tuning.norm_tile(positions, channels)
+    steps = triton.cdiv(triton.cdiv(positions, tile.m), tile.splits)
+    splits = triton.cdiv(positions, steps * tile.m)  # none is empty
+    shares = x.new_empty((2, splits, channels), dtype=accumulator_dtype(x)) if summed else (None, None)
+    block = triton.next_power_of_2(splits) if summed else 1  # a constant, not to vary where it says nothing
+    constants = {
+        "ACC": tl.float64 if x.dtype == torch.float64 else tl.float32, "INDEX": grid.index_type(x),
+        "BM": tile.m, "BN": tile.n, "num_warps": tile.warps,
+    }  # fmt: skip
+    return (splits * triton.cdiv(channels, tile.n),), shares, block, (positions, channels, steps), constants
