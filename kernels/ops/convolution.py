@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kernels import conv
 from kernels.ops.pooling import max_pool_gradient
-from kernels.shape import Window, channels_first, fake, lift, memory_format, tap_dtype
+from kernels.shape import Window, channels_first, fake, lift, memory_format, new_channels_last, tap_dtype
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -47,8 +47,8 @@ def convolution_max(
 
 @convolution_max.register_fake
 def _(x, weight, bias, window, relu, pool, size, maxout):
-    y = fake(x, weight.shape[0] // maxout, size, weight)
-    return y, torch.empty_like(y, dtype=tap_dtype(Window.from_flat(pool).taps * maxout))
+    outputs, candidates = weight.shape[0] // maxout, Window.from_flat(pool).taps * maxout
+    return fake(x, outputs, size, weight), new_channels_last(x, outputs, size, tap_dtype(candidates))
 
 
 @torch.library.custom_op("convnets::convolution_transpose", mutates_args=())

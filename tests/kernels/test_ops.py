@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.autograd import forward_ad, gradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels import functional, layers
+from kernels.shape import POINT
 from tests.kernels.problems import CONVOLUTIONS, POOLINGS, Pooling, Problem, lay_out
 
 ops = pytest.importorskip("kernels.ops", reason="triton is not installed")
@@ -43,6 +44,18 @@ def test_opcheck_of_the_convolution_operators(problem, relu, device):
     torch.library.opcheck(ops.convolution_weight_gradient, (x, dy, mask, *geometry, False))
 
 
+def test_opcheck_of_what_is_fused(device):
+    problem = Problem((6, 7), (3, 3), outputs=6, padding=1)
+    x, weight, bias, residual, geometry = arguments(problem, device)
+    tensors = [t.requires_grad_() for t in (x, weight, bias)]
+    torch.library.opcheck(ops.convolution, (*tensors, residual.requires_grad_(), *geometry, True))
+    halving = Pooling((6, 7), (2, 2)).window.flat
+    torch.library.opcheck(ops.convolution_max, (*tensors, *geometry, True, halving, [3, 3], 1))
+    torch.library.opcheck(ops.convolution_max, (*tensors, *geometry, True, POINT.flat, [6, 7], 3))
+    dy, bias = residual.detach().requires_grad_(), x.detach()[0, :, 0, 0].clone().requires_grad_()
+    torch.library.opcheck(ops.convolution_transpose, (dy, weight, bias, None, *geometry, list(problem.size), True))
+
+
 @pytest.mark.parametrize("problem", FEW_POOLINGS)
 def test_opcheck_of_the_pooling_operators(problem, device):
     x = problem.input(device, torch.float32)
@@ -57,7 +70,7 @@ def test_every_operator_is_checked():
         name.removeprefix("convnets::") for name in torch._C._dispatch_get_all_op_names() if "convnets::" in name
     }
     assert registered == {
-        "batch_norm", "batch_norm_gradient", "convolution", "convolution_transpose",
+        "batch_norm", "batch_norm_gradient", "convolution", "convolution_max", "convolution_transpose",
         "convolution_weight_gradient", "max_pool", "max_pool_gradient"
     }  # fmt: skip
     functional.linear(torch.ones(1, 1), torch.ones(1, 1))
@@ -68,7 +81,8 @@ def test_every_operator_is_checked():
 def test_gradcheck_of_convolution(problem, relu, device):
     x, weight, bias, _, geometry = arguments(problem, device, torch.float64)
     inputs = [t.clone().requires_grad_() for t in (x, weight, bias)]
-    assert gradcheck(lambda *tensors: ops.convolution(*tensors, None, *geometry, relu), inputs, fast_mode=True)
+    call = lambda *tensors: ops.convolution(*tensors, None, *geometry, relu)  # noqa: E731
+    assert gradcheck(call, inputs, fast_mode=True) and gradgradcheck(call, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("problem", FEW_POOLINGS)
@@ -184,7 +198,7 @@ def test_changing_the_output_of_a_fused_relu_in_place_is_refused(device):
 def test_float32_precision_follows_torch(device, monkeypatch):
     def precision(axes: int, dtype: torch.dtype) -> str:
         window = Problem((4,) * axes, (1,) * axes).window
-        return conv._arithmetic(torch.empty(0, dtype=dtype), window)["PRECISION"]
+        return conv._arithmetic(window, torch.empty(0, dtype=dtype))["PRECISION"]
 
     functional.linear(torch.ones(1, 1, device=device), torch.ones(1, 1, device=device))
     monkeypatch.setattr(conv.tuning, "target", lambda: "sm_90")
