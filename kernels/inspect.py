@@ -1,7 +1,7 @@
 """Compile what the launchers would launch, for a GPU that need not be there, and read the binary's resources.
 
     with compiling_for("sm_90") as kernels:
-        conv.forward(x, weight, None, window, relu=True)  # tensors on the "meta" device: no memory, nothing runs
+        conv.forward(x, weight, None, None, window, relu=True)  # tensors on the "meta" device: no memory, nothing runs
     print(kernels[0].registers)
 
 Not in the interpreter: a process with TRITON_INTERPRET=1 holds no kernels that can be compiled.
@@ -33,6 +33,8 @@ class Compiled:
 
     Args:
         name: the kernel function's.
+        block: extents of its tile, m x n x k, as far as it has them.
+        warps: of a program.
         registers: registers of a thread.
         spills: what a thread keeps in memory for want of registers: bytes (NVIDIA), vector registers (AMD, whose
             spilled scalar registers stay in vector registers).
@@ -41,6 +43,8 @@ class Compiled:
     """
 
     name: str
+    block: tuple[int, ...]
+    warps: int
     registers: int
     spills: int
     shared_memory: int
@@ -93,7 +97,8 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
     compiled: list[Compiled] = []
 
     def compile_only(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-        compiled.append(_read(kernel.warmup(*args, grid=grid, **constants), TARGETS[target]))
+        block = tuple(constants[name] for name in ("BM", "BN", "BK") if name in constants)
+        compiled.append(_read(kernel.warmup(*args, grid=grid, **constants), TARGETS[target], block))
 
     with (
         mock.patch.object(triton.runtime.driver, "_active", _OfflineDriver(target)),
@@ -103,10 +108,11 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
         yield compiled
 
 
-def _read(kernel: Any, target: Target) -> Compiled:
+def _read(kernel: Any, target: Target, block: tuple[int, ...]) -> Compiled:
     read = _read_cubin if target.backend == "cuda" else _read_amdgcn
     registers, spills, tensor_cores = read(kernel)
-    return Compiled(kernel.name, registers, spills, kernel.metadata.shared, tensor_cores)
+    warps = kernel.metadata.num_warps
+    return Compiled(kernel.name, block, warps, registers, spills, kernel.metadata.shared, tensor_cores)
 
 
 def _read_cubin(kernel: Any) -> tuple[int, int, bool]:

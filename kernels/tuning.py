@@ -80,9 +80,10 @@ def pool_tile(positions: int, channels: int) -> Tile:
     """The block of `positions` x `channels` that one program of a pooling kernel works on (m x n; k counts nothing)."""
     if _forced is not None:
         return _forced
-    most = INTERPRETED_BLOCK if target() == INTERPRETER else 1024
     n = _block(channels, 64) if channels > 1 else 1
-    return Tile(_block(positions, most // n), n, 1)
+    if target() == INTERPRETER:
+        return Tile(_block(positions, INTERPRETED_BLOCK // n), n, 1)
+    return Tile(_rows_block(positions, 1024 // n), n, 1)
 
 
 def norm_tile(positions: int, channels: int) -> Tile:
@@ -97,7 +98,7 @@ def norm_tile(positions: int, channels: int) -> Tile:
         n = _block(channels, 64)
         return Tile(_block(positions, INTERPRETED_BLOCK // n), n, 1)
     n = _block(channels, 32)
-    m = _block(positions, 2048 // n)
+    m = _rows_block(positions, 2048 // n)
     return Tile(m, n, 1, splits=max(1, min(128, 512 // -(-channels // n), positions // (4 * m))))
 
 
@@ -151,14 +152,14 @@ def _depthwise_tile(
 ) -> Tile:
     """Blocks of positions and of channels of many groups."""
     interpreted = target == INTERPRETER
-    most = INTERPRETED_BLOCK if interpreted else 8192 // dtype.itemsize  # 16 of a thread's registers an operand
+    most, widest = (INTERPRETED_BLOCK, 512) if interpreted else (8192 // dtype.itemsize, 64)
     if operation == "weight_gradient":
-        m = _block(rows * groups, 512 if interpreted else 64)
-        k = _block(depth, most // m)
+        m = _block(rows * groups, widest)
+        k = _block(depth, most // m) if interpreted else most // m
         programs = -(-rows * groups // m)
         return Tile(m, 1, k, splits=1 if interpreted else max(1, min(256 // programs, depth // (8 * k))), dot=False)
-    n = _block(columns * groups, 512 if interpreted else 64)
-    return Tile(_block(rows, most // n), n, 1, dot=False)
+    n = _block(columns * groups, widest)
+    return Tile(_block(rows, most // n) if interpreted else _rows_block(rows, most // n), n, 1, dot=False)
 
 
 def _gpu_tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int) -> Tile:
@@ -170,18 +171,23 @@ def _gpu_tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth
     m, n, k = {2: (128, 64, 32), 4: (64, 64, 32), 8: (32, 32, 16)}[dtype.itemsize]
     if operation == "weight_gradient":
         n = _dividing_block(columns, n, columns * taps)
-        m = _block(rows, m if columns % n == 0 else m // 2)
+        m = _rows_block(rows, m if columns % n == 0 else m // 2)
         programs = -(-rows // m) * -(-columns * taps // n)
         return Tile(m, n, k, splits=max(1, min(256 // programs, depth // (8 * k))))
     k = _dividing_block(depth, k, depth * taps)
     n = _block(columns, n)
     warps = 8 if operation != "forward" and n > 32 else 4
-    return Tile(_block(rows, m if depth % k == 0 and n > 16 else m // 2), n, k, warps)
+    return Tile(_rows_block(rows, m if depth % k == 0 and n > 16 else m // 2), n, k, warps)
 
 
 def _block(extent: int, most: int) -> int:
     """Smallest power of two >= extent, between 16 (the least that tl.dot takes) and `most`."""
     return max(16, min(most, 1 << max(0, extent - 1).bit_length()))
+
+
+def _rows_block(rows: int, most: int) -> int:
+    """`most`, or a quarter of it where most of it would be empty."""
+    return most if rows > most // 2 else max(16, most // 4)
 
 
 def _dividing_block(channels: int, most: int, folded: int) -> int:

@@ -1,0 +1,161 @@
+"""Compile every kernel with every tile that is chosen for a GPU, without one, and show what the binaries need.
+
+    python -m tests.compiled [target ...]
+
+Fails where a register is spilled, where shared memory exceeds the target's, and where a 16-bit matrix product does not
+run on tensor cores. Interpreting and compiling do not mix in one process, so pytest does not run this.
+"""
+
+import dataclasses
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
+os.environ.pop("TRITON_INTERPRET", None)  # before the first import of triton
+
+import torch  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from kernels import conv, norm, pool, tuning  # noqa: E402
+from kernels.inspect import Compiled, compiling_for  # noqa: E402
+from kernels.shape import POINT  # noqa: E402
+from kernels.targets import TARGETS  # noqa: E402
+from tests.kernels.problems import Pooling, Problem  # noqa: E402
+
+PROVED = ("sm_80", "sm_90", "sm_100", "gfx942")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+CONVOLUTIONS = {
+    "3x3": Problem((28, 28), (3, 3), batch=32, channels=128, outputs=128, padding=1),
+    "3x3 stride 2": Problem((28, 28), (3, 3), batch=32, channels=128, outputs=128, stride=2, padding=1),
+    "stem": Problem((224, 224), (7, 7), batch=32, channels=3, outputs=64, stride=2, padding=3),
+    "grouped": Problem((28, 28), (3, 3), batch=32, channels=128, outputs=128, padding=1, groups=4),
+    "depthwise": Problem((28, 28), (3, 3), batch=32, channels=128, outputs=128, padding=1, groups=128),
+    "tiled": Problem((28, 28), (3, 3), batch=32, channels=64, outputs=64, padding=1, tile=(2, 2)),
+    "odd channels": Problem((28, 28), (3, 3), batch=32, channels=37, outputs=53, padding=1),
+    "3-d": Problem((8, 14, 14), (3, 3, 3), batch=8, channels=32, outputs=32, padding=1),
+    "linear": Problem((), (), batch=256, channels=512, outputs=1000),
+}
+POOLINGS = {"3x3 stride 2": Pooling((56, 56), (3, 3), stride=2, padding=1, batch=32, channels=64)}
+NORMS = {"normal": (32, 64, 28, 28), "one position": (1, 1)}
+EXTENTS = (1, 3, 16, 32, 48, 64, 128)  # of channels, for the tiles that are chosen for them
+
+
+def on_meta(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def convolve(operation: str, problem: Problem, dtype: torch.dtype) -> None:
+    """One operation of a convolutional layer, with all that can be fused into it."""
+    window = problem.window
+    x = on_meta((problem.batch, problem.channels, *problem.size), dtype)
+    weight = on_meta((window.tiles * problem.outputs, problem.channels // problem.groups, *problem.kernel), dtype)
+    bias, y = on_meta(weight.shape[:1], dtype), on_meta(problem.output_shape, dtype)
+    if operation == "forward":
+        conv.forward(x, weight, bias, y, window, True)
+    elif operation == "forward_max":
+        maxout = 2 if problem.outputs // problem.groups % 2 == 0 else 1
+        conv.forward_max(x, weight, bias, window, True, POINT, y.shape[2:], maxout)
+    elif operation == "transpose":
+        conv.transpose(y, weight, on_meta(x.shape[1:2], dtype), y, window, problem.size, True)
+    else:
+        conv.weight_gradient(x, y, y, window, True)
+
+
+def pooling(problem: Pooling, dtype: torch.dtype) -> None:
+    x = on_meta((problem.batch, problem.channels, *problem.size), dtype)
+    y, taps = pool.max_pool(x, problem.window, problem.output_size)
+    pool.max_pool_gradient(y, taps, problem.window, problem.size)
+
+
+def normalise(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, parameter = on_meta(shape, dtype), on_meta(shape[1:2], dtype)
+    y, mean, var = norm.batch_norm(x, parameter, parameter, x, None, None, 1e-5, True)
+    norm.batch_norm(x, parameter, parameter, x, parameter, parameter, 1e-5, True)
+    norm.batch_norm_gradient(x, x, parameter, y, mean, var, 1e-5, True, True, True)
+    norm.batch_norm_gradient(x, x, parameter, y, mean, var, 1e-5, False, False, False)
+
+
+def runs(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Named problems, then one problem for each tile that none of them has."""
+    for operation, (name, problem) in itertools.product(OPERATIONS, CONVOLUTIONS.items()):
+        yield name, partial(convolve, operation, problem, dtype)
+    for name, problem in POOLINGS.items():
+        yield name, partial(pooling, problem, dtype)
+    for name, shape in NORMS.items():
+        yield name, partial(normalise, shape, dtype)
+    seen = set()
+    for operation, channels, outputs, size, taps, deep in itertools.product(
+        OPERATIONS, EXTENTS, EXTENTS, (4, 64), (1, 3), (False, True)
+    ):
+        groups = 8 if deep else 1
+        if deep and (channels, outputs) != (1, 1):
+            continue
+        problem = Problem(
+            (size, size), (taps, taps), padding=taps // 2, batch=1, channels=groups * channels,
+            outputs=groups * outputs, groups=groups,
+        )  # fmt: skip
+        extents = {
+            "transpose": (size * size, channels, outputs),
+            "weight_gradient": (outputs, channels, size * size),
+        }.get(operation, (size * size, outputs, channels))
+        tile = tuning.heuristic(target, operation, dtype, *extents, taps * taps, groups)
+        folded = channels % (tile.n if operation == "weight_gradient" else tile.k) != 0
+        key = (operation, dataclasses.replace(tile, splits=1), folded)
+        if key not in seen:
+            seen.add(key)
+            yield f"{channels} -> {outputs}, {taps}x{taps}", partial(convolve, operation, problem, dtype)
+
+
+OPERATIONS = ("forward", "forward_max", "transpose", "weight_gradient")
+
+
+def compile_all(target: str, dtype: torch.dtype) -> list[tuple[str, Compiled]]:
+    torch.set_num_threads(1)
+    results = []
+    for name, run in runs(target, dtype):
+        with compiling_for(target) as compiled:
+            run()
+        results += [(name, kernel) for kernel in compiled]
+    return results
+
+
+def faults(target: str, dtype: torch.dtype, kernel: Compiled) -> Iterator[str]:
+    if kernel.spills:
+        yield f"spills {kernel.spills}"
+    if kernel.shared_memory > TARGETS[target].shared_memory:
+        yield f"needs {kernel.shared_memory} bytes of shared memory, the target has {TARGETS[target].shared_memory}"
+    product = len(kernel.block) == 3 and 1 not in kernel.block
+    if product and dtype.itemsize == 2 and not kernel.tensor_cores:
+        yield "uses no tensor cores"
+
+
+def main(targets: list[str]) -> int:
+    jobs = list(itertools.product(targets, DTYPES))
+    with ProcessPoolExecutor(max_workers=os.cpu_count()) as executor:
+        results = dict(zip(jobs, executor.map(compile_all, *zip(*jobs, strict=True)), strict=True))
+    table = Table("target", "dtype", "kernel", "compiled", "registers", "spills", "shared memory", "tensor cores")
+    wrong = []
+    for (target, dtype), kernels in results.items():
+        for name in sorted({kernel.name for _, kernel in kernels}):
+            own = [kernel for _, kernel in kernels if kernel.name == name]
+            table.add_row(
+                target, str(dtype).removeprefix("torch."), name.strip("_"), str(len(own)),
+                f"{min(k.registers for k in own)}-{max(k.registers for k in own)}", str(max(k.spills for k in own)),
+                f"{max(k.shared_memory for k in own):,}", f"{sum(k.tensor_cores for k in own)} of {len(own)}",
+            )  # fmt: skip
+        wrong += [
+            f"{target} {dtype} {kernel.name} {kernel.block}, {kernel.warps} warps, for {problem}: {fault}"
+            for problem, kernel in kernels
+            for fault in faults(target, dtype, kernel)
+        ]
+    Console(width=120).print(table)
+    print("\n".join(wrong) or f"{sum(map(len, results.values()))} kernels compiled, none with a fault")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:] or list(PROVED)))
