@@ -35,7 +35,7 @@ def test_taps_that_reach_an_input_are_the_lattice_that_the_window_says(stride, d
         reaching = [tap for tap in range(7) if (position - tap * dilation) % stride == 0]
         first = position % stride // common * inverse % every
         assert reaching == ([] if position % common else list(range(first, 7, every)))
-        assert len(reaching) <= window.reach[0]
+        assert len(reaching) <= window.reach((12,), (1,))[0]
         outputs = [(position - tap * dilation) // stride for tap in reaching]
         assert all(b - a == window.back[0] for a, b in itertools.pairwise(outputs))
 
