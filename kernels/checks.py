@@ -153,6 +153,8 @@ def check_pooling(op: str, x: Tensor, window: Window, ceil_mode: bool) -> None:
             raise ValueError(f"{op}: padding must be at most half of kernel_size, got {before} for {kernel}")
     check_not_empty(op, x)
     check_fits(op, x, window, ceil_mode)
+    if op == "avg_pool3d" and any(k > extent for k, extent in zip(window.kernel, x.shape[2:], strict=True)):
+        raise ValueError(f"{op}: kernel_size must be at most the input's {tuple(x.shape[2:])}, got {window.kernel}")
     for dilation, (before, _), extent in zip(window.dilation, window.padding, x.shape[2:], strict=True):
         if before and dilation > extent:  # a window could step over the whole grid, and have no maximum
             raise ValueError(f"{op}: dilation must be at most the padded input's extent {extent}, got {dilation}")

@@ -21,7 +21,11 @@ CONVOLUTIONS = {
     "odd-channels": Problem((28, 28), (3, 3), batch=32, channels=37, outputs=53, padding=1),
     "linear": Problem((), (), batch=256, channels=512, outputs=1000),
 }
-POOLINGS = {"3x3-stride-2": Pooling((56, 56), (3, 3), stride=2, padding=1, batch=32, channels=64)}
+POOLINGS = {
+    "3x3-stride-2": Pooling((56, 56), (3, 3), stride=2, padding=1, count_include_pad=False, batch=32, channels=64),
+    "adaptive": Pooling((13, 13), output=(6, 6), batch=32, channels=256),
+    "adaptive-3-d": Pooling((5, 6, 7), output=(7, 4, 5), batch=32, channels=64),
+}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -37,16 +41,18 @@ def convolve(problem: Problem, dtype: torch.dtype) -> None:
     conv.weight_gradient(x, y, y, problem.window, True)
 
 
-def max_pool(problem: Pooling, dtype: torch.dtype) -> None:
+def pooling(problem: Pooling, dtype: torch.dtype) -> None:
     x = on_meta((problem.batch, problem.channels, *problem.size), dtype)
     y, taps = pool.max_pool(x, problem.window, problem.output_size)
     pool.max_pool_gradient(y, taps, problem.window, problem.size)
+    pool.average_pool(x, problem.window, problem.output_size, 0, problem.count_include_pad)
+    pool.average_pool_gradient(y, problem.window, problem.size, 0, problem.count_include_pad)
 
 
 def compile_all(target: str) -> list[dict]:
     results = []
     for dtype in DTYPES:
-        for run, problems in ((convolve, CONVOLUTIONS), (max_pool, POOLINGS)):
+        for run, problems in ((convolve, CONVOLUTIONS), (pooling, POOLINGS)):
             for name, problem in problems.items():
                 with compiling_for(target) as compiled:
                     run(problem, dtype)

@@ -40,6 +40,18 @@ def test_taps_that_reach_an_input_are_the_lattice_that_the_window_says(stride, d
         assert all(b - a == window.back[0] for a, b in itertools.pairwise(outputs))
 
 
+def test_parts_that_a_grid_is_divided_into_are_those_that_the_window_says():
+    for extent, parts in itertools.product(range(1, 14), range(1, 14)):
+        members = [range(p * extent // parts, -(-(p + 1) * extent // parts)) for p in range(parts)]
+        window = Window.dividing((extent,), (parts,))
+        assert all(1 <= len(member) <= window.kernel[0] for member in members)
+        assert (len(set(map(len, members))) == 1) >= (not window.fixed_where_even((extent,), (parts,)).adaptive)
+        for i in range(extent):
+            reaching = [p for p, member in enumerate(members) if i in member]
+            assert reaching == list(range(i * parts // extent, -(-(i + 1) * parts // extent)))
+            assert len(reaching) <= window.reach((extent,), (parts,))[0]
+
+
 def test_named_padding():
     pairs = {name: make_window("test", (4, 3), 1, name, (2, 1)).padding for name in ("valid", "same", "full")}
     assert pairs == {"valid": ((0, 0), (0, 0)), "same": ((3, 3), (1, 1)), "full": ((6, 6), (2, 2))}
