@@ -1,5 +1,7 @@
-"""Convolutional network kernels in Triton: functions, layers, and the choice of backend."""
+"""Convolutional network kernels in Triton: functions, layers, the choice of backend, and whole models on them."""
 
 from kernels.backend import use_backend
 
-__all__ = ["use_backend"]
+# from kernels.conversion import convert
+
+__all__ = ["convert", "use_backend"]

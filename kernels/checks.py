@@ -6,7 +6,8 @@ Every refusal is a ValueError or TypeError of one line that names the argument, 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ GRID_NAMES = ("", "L", "H, W", "D, H, W")
 IntOrTuple = int | Sequence[int]
 ACTIVATIONS = (None, "relu")
 TAKE_NO_CHANNELS = ("adaptive_avg_pool1d", "adaptive_avg_pool2d")  # as torch's do, and no other pooling of torch
+OPTIONAL = ("bias", "residual")
+POOLING_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
 
 def make_window(
@@ -28,6 +31,7 @@ def make_window(
     padding: IntOrTuple | str,
     dilation: IntOrTuple,
     groups: int = 1,
+    tile: tuple[int, ...] = (),
 ) -> Window:
     """A Window from arguments as torch.nn.functional takes them; padding also as "valid", "same" or "full".
 
@@ -42,7 +46,7 @@ def make_window(
         pairs = _named_padding(op, padding, kernel, stride, dilation)
     else:
         pairs = tuple((p, p) for p in per_axis(op, "padding", padding, axes, least=0))
-    return Window(kernel, stride, pairs, dilation, check_int(op, "groups", groups, least=1))
+    return Window(kernel, stride, pairs, dilation, check_int(op, "groups", groups, least=1), tile)
 
 
 def per_axis(op: str, name: str, value: IntOrTuple, axes: int, least: int) -> tuple[int, ...]:
@@ -95,12 +99,18 @@ def _named_padding(
     return tuple((span // 2, span - span // 2) for span in spans)
 
 
+def check_tensor(op: str, name: str, t: Tensor) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
+
+
 def check_floating(op: str, **tensors: Tensor | None) -> None:
     """All tensors present are of one supported dtype, dense, and on one device; else TypeError or ValueError."""
-    present = {name: t for name, t in tensors.items() if t is not None or name != "bias"}
+    present = {name: t for name, t in tensors.items() if t is not None or name not in OPTIONAL}
     for name, t in present.items():
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
+        check_tensor(op, name, t)
+        if t.is_nested:
+            raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got a nested tensor")
         if t.layout != torch.strided:
             raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got layout {t.layout}")
         if t.dtype not in DTYPES:
@@ -120,16 +130,37 @@ def check_floating(op: str, **tensors: Tensor | None) -> None:
 
 def check_convolution(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> None:
     """Raise ValueError that names both shapes where x [N, C, *grid] and weight [O, C/groups, *kernel] do not fit."""
-    groups = window.groups
-    if weight.shape[0] % groups:
-        wrong = f"groups must divide the output channels, {weight.shape[0]}"
+    groups, outputs = window.groups, weight.shape[0] // window.tiles
+    if outputs % groups or not outputs:
+        wrong = f"groups must divide the output channels, {outputs}"
     elif x.shape[1] != weight.shape[1] * groups:
         expected = weight.shape[1] * groups
         wrong = f"input must have {expected} channels (weight.shape[1] * groups), got {x.shape[1]}"
     elif bias is not None and bias.shape != weight.shape[:1]:
         wrong = f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}"
     else:
-        return check_fits(op, x, window)
+        return check_fits(op, x.shape, window)
+    raise ValueError(f"{op}: {wrong}: input {tuple(x.shape)}, weight {tuple(weight.shape)}, groups {groups}")
+
+
+def check_transposed_convolution(
+    op: str, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, extra: Sequence[int], size: Sequence[int]
+) -> None:
+    """Raise ValueError where x [N, C, *grid], weight [C, O/groups, *kernel] and output_padding `extra` do not fit."""
+    groups, outputs = window.groups, weight.shape[1] * window.groups
+    for more, stride, dilation in zip(extra, window.stride, window.dilation, strict=True):
+        if more >= max(stride, dilation):
+            raise ValueError(f"{op}: output_padding must be less than stride or dilation, got {tuple(extra)}")
+    if x.shape[1] != weight.shape[0]:
+        wrong = f"input must have {weight.shape[0]} channels (weight.shape[0]), got {x.shape[1]}"
+    elif not weight.shape[0] or weight.shape[0] % groups:
+        wrong = f"groups must divide the input channels, {weight.shape[0]}"
+    elif bias is not None and bias.shape != (outputs,):
+        wrong = f"bias must have shape ({outputs},), got {tuple(bias.shape)}"
+    elif min(x.shape[2:]) < 1 or min(size) < 1:
+        wrong = f"input and output must be at least 1 wide, the output would be {tuple(size)}"
+    else:
+        return
     raise ValueError(f"{op}: {wrong}: input {tuple(x.shape)}, weight {tuple(weight.shape)}, groups {groups}")
 
 
@@ -146,24 +177,42 @@ def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     raise ValueError(f"linear: {wrong} input {tuple(x.shape)}, weight {tuple(weight.shape)}")
 
 
-def check_pooling(op: str, x: Tensor, window: Window, ceil_mode: bool) -> None:
-    """Raise ValueError where a pooling window is padded by more than half of it, or does not fit on the grid."""
+def pooling_window(op: str, pool: IntOrTuple | Mapping[str, Any], axes: int) -> tuple[Window, bool]:
+    """The window of a max pooling given as its arguments by name, or as its kernel_size, and whether in ceil_mode."""
+    arguments = pool if isinstance(pool, Mapping) else {"kernel_size": pool}
+    unknown = [name for name in arguments if name not in POOLING_ARGUMENTS]
+    if unknown or "kernel_size" not in arguments:
+        wrong = f"got {unknown[0]!r}" if unknown else "kernel_size is missing"
+        raise ValueError(f"{op}: arguments must be among {', '.join(POOLING_ARGUMENTS)}; {wrong}")
+    kernel = per_axis(op, "kernel_size", arguments["kernel_size"], axes, least=1)
+    stride = arguments.get("stride")
+    padding = per_axis(op, "padding", arguments.get("padding", 0), axes, least=0)
+    window = make_window(op, kernel, kernel if stride is None else stride, padding, arguments.get("dilation", 1))
+    return window, bool(arguments.get("ceil_mode", False))
+
+
+def check_pooling(op: str, shape: Sequence[int], window: Window, ceil_mode: bool) -> None:
+    """Raise ValueError where a pooling window is padded by more than half of it, or does not fit on the grid.
+
+    Args:
+        shape: of the input, [N, C, *grid].
+    """
     for kernel, (before, _) in zip(window.kernel, window.padding, strict=True):
         if before > kernel // 2:
             raise ValueError(f"{op}: padding must be at most half of kernel_size, got {before} for {kernel}")
-    check_not_empty(op, x)
-    check_fits(op, x, window, ceil_mode)
-    if op == "avg_pool3d" and any(k > extent for k, extent in zip(window.kernel, x.shape[2:], strict=True)):
-        raise ValueError(f"{op}: kernel_size must be at most the input's {tuple(x.shape[2:])}, got {window.kernel}")
-    for dilation, (before, _), extent in zip(window.dilation, window.padding, x.shape[2:], strict=True):
+    check_not_empty(op, shape)
+    check_fits(op, shape, window, ceil_mode)
+    if op == "avg_pool3d" and any(k > extent for k, extent in zip(window.kernel, shape[2:], strict=True)):
+        raise ValueError(f"{op}: kernel_size must be at most the input's {tuple(shape[2:])}, got {window.kernel}")
+    for dilation, (before, _), extent in zip(window.dilation, window.padding, shape[2:], strict=True):
         if before and dilation > extent:  # a window could step over the whole grid, and have no maximum
             raise ValueError(f"{op}: dilation must be at most the padded input's extent {extent}, got {dilation}")
 
 
-def check_not_empty(op: str, x: Tensor) -> None:
-    """Raise ValueError where x [N, C, *grid] has nothing to pool; N may be 0."""
-    if 0 in x.shape[2:] or (x.shape[1] == 0 and op not in TAKE_NO_CHANNELS):
-        raise ValueError(f"{op}: input must have no extent of 0 but the batch's, got {tuple(x.shape)}")
+def check_not_empty(op: str, shape: Sequence[int]) -> None:
+    """Raise ValueError where an input of `shape` [N, C, *grid] has nothing to pool; N may be 0."""
+    if 0 in shape[2:] or (shape[1] == 0 and op not in TAKE_NO_CHANNELS):
+        raise ValueError(f"{op}: input must have no extent of 0 but the batch's, got {tuple(shape)}")
 
 
 def check_output_size(op: str, output_size: int | None | Sequence[int | None], size: Sequence[int]) -> tuple[int, ...]:
@@ -185,13 +234,13 @@ def check_divisor(op: str, divisor: int | None) -> int:
     return number
 
 
-def check_fits(op: str, x: Tensor, window: Window, ceil_mode: bool = False) -> None:
-    size = tuple(x.shape[2:])
+def check_fits(op: str, shape: Sequence[int], window: Window, ceil_mode: bool = False) -> None:
+    size = tuple(shape[2:])
     if any(extent < 1 for extent in window.output_size(size, ceil_mode)):
         padded = tuple(s + before + after for s, (before, after) in zip(size, window.padding, strict=True))
         raise ValueError(
             f"{op}: the window is larger than the padded input: kernel_size {window.kernel} with dilation"
-            f" {window.dilation} on input {tuple(x.shape)}, whose grid padded is {padded}"
+            f" {window.dilation} on input {tuple(shape)}, whose grid padded is {padded}"
         )
 
 
@@ -214,9 +263,19 @@ def check_activation(op: str, activation: str | None) -> str | None:
     return activation
 
 
-def check_pool_size(op: str, pool_size: int) -> int:
+def check_pool_size(op: str, pool_size: int, name: str = "pool_size") -> int:
     """The number of channels pooled into one, if it is at least 1; else ValueError."""
-    return check_int(op, "pool_size", pool_size, least=1)
+    return check_int(op, name, pool_size, least=1)
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in the type that an enclosing torch.autocast asks for, as torch's own convolution casts them."""
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    castable = (torch.float16, torch.bfloat16, torch.float32)
+    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in castable else t for t in tensors)
 
 
 def refuse_forward_mode(*tensors: Tensor | None) -> None:

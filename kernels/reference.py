@@ -12,38 +12,98 @@ from torch import Tensor
 from kernels.shape import Window, memory_format, tap_dtype
 
 _CONVOLUTIONS = (None, F.conv1d, F.conv2d, F.conv3d)
+_TRANSPOSES = (None, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 _MAX_POOLS = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
 _ADAPTIVE_MAX_POOLS = (None, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
 _AVERAGE_POOLS = (None, None, F.avg_pool2d, F.avg_pool3d)
 _ADAPTIVE_AVERAGE_POOLS = (None, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, relu: bool) -> Tensor:
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, window: Window, relu: bool
+) -> Tensor:
     """See `kernels.conv.forward`."""
     if window.axes == 0:
         y = F.linear(x, weight, bias)
+    elif window.tiles > 1:
+        y = _tiled(x, weight, bias, window)
     else:
         padding = tuple(before for before, _ in window.padding)
         if not window.symmetric:
             x, padding = F.pad(x, window.flat_padding_from_last), (0,) * window.axes
         y = _CONVOLUTIONS[window.axes](x, weight, bias, window.stride, padding, window.dilation, window.groups)
+    if residual is not None:
+        y = y + residual
     return y.relu_() if relu else y
 
 
-def transpose(dy: Tensor, weight: Tensor, y: Tensor | None, window: Window, size: Sequence[int]) -> Tensor:
+def _tiled(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+    """Every window of x as a tensor of its own, times the kernel whose turn it is."""
+    axes, size = window.axes, window.output_size(x.shape[2:])
+    x = F.pad(x, window.flat_padding_from_last)
+    for axis, (extent, step) in enumerate(zip(window.kernel, window.dilation, strict=True)):
+        x = x.unfold(2 + axis, step * (extent - 1) + 1, window.stride[axis])
+    x = x[(..., *(slice(None, None, step) for step in window.dilation))]  # [N, G*C, *size, *kernel]
+    ragged = [-extent % turns for extent, turns in zip(size, window.tile, strict=True)]
+    x = F.pad(x, [0] * (2 * axes) + [side for after in reversed(ragged) for side in (0, after)])
+    split = [side for extent, turns in zip(size, window.tile, strict=True) for side in (-(-extent // turns), turns)]
+    x = x.reshape(len(x), window.groups, -1, *split, *window.kernel)
+    weight = weight.reshape(*window.tile, window.groups, -1, *weight.shape[1:])
+    taps, turns, steps = "uvw"[:axes], "ijk"[:axes], "abd"[:axes]
+    places = "".join(step + turn for step, turn in zip(steps, turns, strict=True))
+    y = torch.einsum(f"ngc{places}{taps},{turns}goc{taps}->ngo{places}", x, weight)
+    if bias is not None:
+        bias = bias.reshape(*window.tile, window.groups, -1).movedim((-2, -1), (0, 1))  # [G, O, *tile]
+        y = y + bias.reshape(*bias.shape[:2], *(side for turns in window.tile for side in (1, turns)))
+    y = y.reshape(len(x), -1, *(a * b for a, b in zip(split[::2], split[1::2], strict=True)))
+    return y[(..., *(slice(extent) for extent in size))].contiguous()
+
+
+def forward_max(
+    x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, relu: bool,
+    pool: Window, size: Sequence[int], maxout: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """See `kernels.conv.forward_max`, of which this does either, pooling or maxout."""
+    y = forward(x, weight, bias, None, window, relu)
+    if maxout > 1:
+        y, winners = y.unflatten(1, (-1, maxout)).max(2)
+        return y, winners.to(tap_dtype(maxout))
+    return max_pool(y, pool, size)
+
+
+def transpose(
+    dy: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor | None, window: Window, size: Sequence[int], relu: bool
+) -> Tensor:
     """See `kernels.conv.transpose`."""
-    x = dy.new_zeros((len(dy), weight.shape[1] * window.groups, *size))
-    _, pull_back = torch.func.vjp(lambda x: forward(x, weight, None, window, False), x)
-    return pull_back(masked(dy, y))[0]
+    dy = masked(dy, y)
+    if window.axes == 0:
+        dx = dy @ weight
+    elif window.tiles > 1:
+        x = dy.new_zeros((len(dy), weight.shape[1] * window.groups, *size))
+        dx = torch.func.vjp(lambda x: _tiled(x, weight, None, window), x)[1](dy)[0]
+    else:
+        full = Window(window.kernel, window.stride, ((0, 0),) * window.axes, window.dilation)
+        reached = full.input_size(dy.shape[2:], (0,) * window.axes)
+        dx = _TRANSPOSES[window.axes](dy, weight, None, window.stride, 0, 0, window.groups, window.dilation)
+        ends = [
+            (-pad[0], extent + pad[0] - end) for pad, extent, end in zip(window.padding, size, reached, strict=True)
+        ]
+        dx = F.pad(dx, [side for pair in reversed(ends) for side in pair])
+    if bias is not None:
+        dx = dx + bias.view(-1, *[1] * window.axes)
+    return dx.relu() if relu else dx
 
 
 def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bias: bool) -> tuple[Tensor, Tensor]:
     """See `kernels.conv.weight_gradient`."""
     dy = masked(dy, y)
-    weight = x.new_zeros((dy.shape[1], x.shape[1] // window.groups, *window.kernel))
-    _, pull_back = torch.func.vjp(lambda weight: forward(x, weight, None, window, False), weight)
-    db = dy.sum([axis for axis in range(dy.dim()) if axis != 1]) if bias else dy.new_empty(0)
-    return pull_back(dy)[0], db
+    outputs = window.tiles * dy.shape[1]
+    weight, b = x.new_zeros((outputs, x.shape[1] // window.groups, *window.kernel)), x.new_zeros(outputs)
+    _, pull_back = torch.func.vjp(
+        lambda weight, b: forward(x, weight, b if bias else None, None, window, False), weight, b
+    )
+    dw, db = pull_back(dy)
+    return dw, db if bias else db.new_empty(0)
 
 
 def max_pool(x: Tensor, window: Window, size: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,11 @@ class Window:
         return math.prod(self.tile)
 
     @property
+    def period(self) -> tuple[int, ...]:
+        """Inputs from one to the next that is reached by the same taps of the same kernels."""
+        return tuple(s * t for s, t in zip(self.stride, self.tile, strict=True)) if self.tile else self.stride
+
+    @property
     def symmetric(self) -> bool:
         return all(before == after for before, after in self.padding)
 
@@ -113,6 +118,27 @@ class Window:
         if self.adaptive:
             return tuple(map(longest_part, output_size, size))
         return tuple(-(-k // e) for k, e in zip(self.kernel, self.every, strict=True))
+
+    def input_size(self, output_size: Sequence[int], extra: Sequence[int]) -> tuple[int, ...]:
+        """Extents of the smallest grid over which the window gives `output_size`, and `extra` more."""
+        return tuple(
+            (out - 1) * s - before - after + d * (k - 1) + 1 + more
+            for out, s, (before, after), d, k, more in zip(
+                output_size, self.stride, self.padding, self.dilation, self.kernel, extra, strict=True
+            )
+        )
+
+    def fitted(self, size: Sequence[int], output_size: Sequence[int]) -> Window:
+        """The same window with the padding after the grid of extents `size` such that the last output ends with it.
+
+        The padding is negative where the last inputs are not read.
+        """
+        least = self.input_size(output_size, (0,) * self.axes)
+        padding = tuple(
+            (before, after - extent + needed)
+            for (before, after), extent, needed in zip(self.padding, size, least, strict=True)
+        )
+        return replace(self, padding=padding)
 
     def lifted(self) -> Window:
         """The same window on three axes."""
@@ -166,6 +192,9 @@ class Window:
         return out - 1 if (out - 1) * stride >= extent + before else out  # the last window must start on the grid
 
 
+POINT = Window((1,) * AXES, (1,) * AXES, ((0, 0),) * AXES, (1,) * AXES)  # looks at one position
+
+
 def lift(values: Sequence[int]) -> tuple[int, ...]:
     """One int for each of three axes: ones in front."""
     return (1,) * (AXES - len(values)) + tuple(values)
@@ -203,9 +232,9 @@ def new_channels_last(x: Tensor, channels: int, size: Sequence[int], dtype: torc
     return torch.empty_permuted((x.shape[0], channels, *size), layout, dtype=dtype or x.dtype, device=x.device)
 
 
-def fake(x: Tensor, channels: int, grid: Sequence[int]) -> Tensor:
-    """An output of a launcher, [N, channels, *grid] in the memory format of x, without its values."""
-    return new_channels_last(x, channels, grid).contiguous(memory_format=memory_format(x))
+def fake(x: Tensor, channels: int, size: Sequence[int], *others: Tensor) -> Tensor:
+    """An output of a launcher, [N, channels, *size] in the memory format of x and others, without its values."""
+    return new_channels_last(x, channels, size).contiguous(memory_format=memory_format(x, *others))
 
 
 def channels_first(y: Tensor, axes: int, memory_format: torch.memory_format) -> Tensor:
@@ -214,10 +243,11 @@ def channels_first(y: Tensor, axes: int, memory_format: torch.memory_format) -> 
     return y.reshape(y.shape[0], *grid, y.shape[-1]).movedim(-1, 1).contiguous(memory_format=memory_format)
 
 
-def memory_format(x: Tensor) -> torch.memory_format:
-    """channels_last (of 2 or 3 grid axes) where x is laid out so, else contiguous."""
+def memory_format(*tensors: Tensor) -> torch.memory_format:
+    """channels_last (of 2 or 3 grid axes) where any of the tensors is laid out so, as in torch; else contiguous."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    preferred = formats.get(x.dim(), torch.contiguous_format)
-    if x.is_contiguous() or not x.is_contiguous(memory_format=preferred):
-        return torch.contiguous_format
-    return preferred
+    for t in tensors:
+        preferred = formats.get(t.dim(), torch.contiguous_format)
+        if not t.is_contiguous() and t.is_contiguous(memory_format=preferred):
+            return preferred
+    return torch.contiguous_format

@@ -25,6 +25,8 @@ class Tile:
     Args:
         warps, stages: warps of a program and depth of its software pipeline; the interpreter ignores both.
         splits: programs that share the reduced axis (weight gradient only).
+        dot: multiply matrices. Without, as for depthwise convolution, the channels of a block are each multiplied by a
+            weight of their own: k (in the weight gradient n) is 1 whatever it says, and n (m) counts all groups.
     """
 
     m: int
@@ -33,10 +35,17 @@ class Tile:
     warps: int = 4
     stages: int = 3
     splits: int = 1
+    dot: bool = True
 
     @property
     def constants(self) -> dict[str, int]:
-        return {"BM": self.m, "BN": self.n, "BK": self.k, "num_warps": self.warps, "num_stages": self.stages}
+        block = {"BM": self.m, "BN": self.n, "BK": self.k, "DOT": self.dot}
+        return block | {"num_warps": self.warps, "num_stages": self.stages}
+
+    def blocks(self, channels: int, groups: int, block: int | None = None) -> int:
+        """Blocks of `block` (or n) channels that cover `groups` times `channels` of them."""
+        block = block or self.n
+        return -(-channels // block) * groups if self.dot else -(-channels * groups // block)
 
 
 _forced: Tile | None = None
@@ -53,18 +62,18 @@ def use_tile(tile: Tile) -> Iterator[None]:
         _forced = previous
 
 
-def tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int) -> Tile:
+def tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int, groups: int = 1) -> Tile:
     """The tile for one launch: the recorded one, else the heuristic's.
 
     Args:
-        operation: "forward", "transpose" or "weight_gradient".
+        operation: "forward", "forward_max" (pooled as it is computed), "transpose" or "weight_gradient".
         rows, columns, depth: extents of the product, of one group: (positions, O, C), (positions, C, O), (O, C,
             positions). The window's taps multiply the depth; in the weight gradient, the columns.
     """
     if _forced is not None:
         return _forced
-    problem = (operation, str(dtype).removeprefix("torch."), rows.bit_length(), columns, depth, taps)
-    return _table(target()).get(problem) or heuristic(target(), operation, dtype, rows, columns, depth, taps)
+    problem = (operation, str(dtype).removeprefix("torch."), rows.bit_length(), columns, depth, taps, groups)
+    return _table(target()).get(problem) or heuristic(target(), operation, dtype, rows, columns, depth, taps, groups)
 
 
 def pool_tile(positions: int, channels: int) -> Tile:
@@ -76,8 +85,12 @@ def pool_tile(positions: int, channels: int) -> Tile:
     return Tile(_block(positions, most // n), n, 1)
 
 
-def heuristic(target: str, operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int) -> Tile:
+def heuristic(
+    target: str, operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int, groups: int = 1
+) -> Tile:
     """A tile by rules of thumb for `target`: the interpreter, where a program is dear, or any GPU."""
+    if groups > 1 and (depth if operation.startswith("forward") else columns) == 1:
+        return _depthwise_tile(target, operation, dtype, rows, columns, depth, groups)
     if target == INTERPRETER:
         return _interpreter_tile(operation, rows, columns, depth, taps)
     return _gpu_tile(operation, dtype, rows, columns, depth, taps)
@@ -117,6 +130,21 @@ def _interpreter_tile(operation: str, rows: int, columns: int, depth: int, taps:
     return Tile(_block(rows, INTERPRETED_BLOCK // max(n, folded)), n, folded)
 
 
+def _depthwise_tile(
+    target: str, operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, groups: int
+) -> Tile:
+    """Blocks of positions and of channels of many groups."""
+    interpreted = target == INTERPRETER
+    most = INTERPRETED_BLOCK if interpreted else 8192 // dtype.itemsize  # 16 of a thread's registers an operand
+    if operation == "weight_gradient":
+        m = _block(rows * groups, 512 if interpreted else 64)
+        k = _block(depth, most // m)
+        programs = -(-rows * groups // m)
+        return Tile(m, 1, k, splits=1 if interpreted else max(1, min(256 // programs, depth // (8 * k))), dot=False)
+    n = _block(columns * groups, 512 if interpreted else 64)
+    return Tile(_block(rows, most // n), n, 1, dot=False)
+
+
 def _gpu_tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int) -> Tile:
     """Tiles whose accumulator and addresses fit the registers of every target that the tests compile for.
 
@@ -131,7 +159,7 @@ def _gpu_tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth
         return Tile(m, n, k, splits=max(1, min(256 // programs, depth // (8 * k))))
     k = _dividing_block(depth, k, depth * taps)
     n = _block(columns, n)
-    warps = 8 if operation == "transpose" and n > 32 else 4
+    warps = 8 if operation != "forward" and n > 32 else 4
     return Tile(_block(rows, m if depth % k == 0 and n > 16 else m // 2), n, k, warps)
 
 
@@ -147,12 +175,14 @@ def _dividing_block(channels: int, most: int, folded: int) -> int:
 
 
 @functools.cache
-def _table(target: str) -> dict[tuple[str, str, int, int, int, int], Tile]:
+def _table(target: str) -> dict[tuple[str, str, int, int, int, int, int], Tile]:
     """Recorded tiles of kernels/tuned/<target>.json; each record says where its number comes from."""
     file = resources.files("kernels") / "tuned" / f"{target}.json"
     if not file.is_file():
         return {}
     return {
-        (r["operation"], r["dtype"], r["rows"].bit_length(), r["columns"], r["depth"], r["taps"]): Tile(**r["tile"])
+        (r["operation"], r["dtype"], r["rows"].bit_length(), r["columns"], r["depth"], r["taps"], r["groups"]): Tile(
+            **r["tile"]
+        )
         for r in json.loads(file.read_text())["records"]
     }

@@ -3,7 +3,15 @@
 Every function raises ValueError or TypeError, naming what was given and what is accepted, before anything runs.
 """
 
-from kernels.functional.convolution import conv1d, conv2d, conv3d, linear
+from kernels.functional.connectivity import local_conv2d, table_conv2d, tiled_conv2d
+from kernels.functional.convolution import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
 from kernels.functional.pooling import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -19,6 +27,7 @@ from kernels.functional.pooling import (
     max_pool2d,
     max_pool3d,
 )
+from kernels.functional.product import linear, matmul
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -33,9 +42,16 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "cross_channel_max_pool",
     "linear",
+    "local_conv2d",
+    "matmul",
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
+    "table_conv2d",
+    "tiled_conv2d",
 ]

@@ -1,44 +1,63 @@
-"""Convolutions and matrix products, named as in torch.nn.functional."""
+"""Convolutions and transposed convolutions, named as in torch.nn.functional."""
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from kernels import backend, reference
 from kernels.checks import (
     IntOrTuple,
+    autocast,
     batched,
     check_activation,
     check_convolution,
     check_floating,
-    check_linear,
+    check_pool_size,
+    check_pooling,
+    check_transposed_convolution,
     make_window,
+    per_axis,
+    pooling_window,
     refuse_forward_mode,
 )
-from kernels.shape import Window
+from kernels.shape import POINT, Window
 
 if backend.AVAILABLE:
     from kernels import ops
 
 
+@dataclass(frozen=True)
+class Epilogue:
+    """What follows a convolution in the same kernel: activation, residual, max_pool and maxout as of `conv2d`."""
+
+    activation: str | None = None
+    residual: Tensor | None = None
+    max_pool: IntOrTuple | Mapping[str, Any] | None = None
+    maxout: int = 1
+
+
 def conv1d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None,
     stride: IntOrTuple = 1, padding: IntOrTuple | str = 0, dilation: IntOrTuple = 1, groups: int = 1,
-    *, activation: str | None = None,
+    *, activation: str | None = None, residual: Tensor | None = None,
+    max_pool: IntOrTuple | Mapping[str, Any] | None = None, maxout: int = 1,
 ) -> Tensor:  # fmt: skip
     """`conv2d` over a grid of one axis: input [N, C, L], weight [O, C/groups, K]."""
-    return _convolution("conv1d", 1, input, weight, bias, stride, padding, dilation, groups, activation)
+    fused = Epilogue(activation, residual, max_pool, maxout)
+    return convolve("conv1d", 1, input, weight, bias, stride, padding, dilation, groups, fused)
 
 
 def conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None,
     stride: IntOrTuple = 1, padding: IntOrTuple | str = 0, dilation: IntOrTuple = 1, groups: int = 1,
-    *, activation: str | None = None,
+    *, activation: str | None = None, residual: Tensor | None = None,
+    max_pool: IntOrTuple | Mapping[str, Any] | None = None, maxout: int = 1,
 ) -> Tensor:  # fmt: skip
-    """Convolution (as cross-correlation, Deep Learning eq. 9.6), with bias and ReLU fused into it.
+    """Convolution (as cross-correlation, Deep Learning eq. 9.6), and what is fused into it.
 
     Args:
         input: [N, C, H, W] or [C, H, W], in any memory layout; a channels_last one is kept.
@@ -46,67 +65,147 @@ def conv2d(
         bias: [O].
         stride, dilation: one int, or one an axis, >= 1.
         padding: ints >= 0; "valid" (none), "same" (output as large as input; stride 1) or "full" (every overlap).
-        groups: partial connectivity between channels; divides C and O.
-        activation: None or "relu".
+        groups: partial connectivity between channels; divides C and O. As many as channels is depthwise convolution.
+        activation: None or "relu", of the sum of all.
+        residual: of the output's shape, added before the activation.
+        max_pool: arguments of `max_pool2d` by name, or its kernel_size: the largest of each window of the output, which
+            itself is never written. Where windows overlap, what they share is computed for each.
+        maxout: the largest of each so many consecutive output channels, as by `cross_channel_max_pool`.
+            At most one of residual, max_pool and maxout.
 
     Returns:
-        [N, O, P, Q] (or [O, P, Q]), P = floor((H + before + after - dilation * (KH - 1) - 1) / stride) + 1.
+        [N, O, P, Q] (or [O, P, Q]), P = floor((H + before + after - dilation * (KH - 1) - 1) / stride) + 1, and pooled.
     """
-    return _convolution("conv2d", 2, input, weight, bias, stride, padding, dilation, groups, activation)
+    fused = Epilogue(activation, residual, max_pool, maxout)
+    return convolve("conv2d", 2, input, weight, bias, stride, padding, dilation, groups, fused)
 
 
 def conv3d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None,
     stride: IntOrTuple = 1, padding: IntOrTuple | str = 0, dilation: IntOrTuple = 1, groups: int = 1,
-    *, activation: str | None = None,
+    *, activation: str | None = None, residual: Tensor | None = None,
+    max_pool: IntOrTuple | Mapping[str, Any] | None = None, maxout: int = 1,
 ) -> Tensor:  # fmt: skip
     """`conv2d` over a grid of three axes: input [N, C, D, H, W], weight [O, C/groups, KD, KH, KW]."""
-    return _convolution("conv3d", 3, input, weight, bias, stride, padding, dilation, groups, activation)
+    fused = Epilogue(activation, residual, max_pool, maxout)
+    return convolve("conv3d", 3, input, weight, bias, stride, padding, dilation, groups, fused)
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
-    """input [*, in] times weight [out, in] transposed, plus bias [out], ReLU fused: a convolution on a grid of no axes.
+def conv_transpose1d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: IntOrTuple = 1, padding: IntOrTuple = 0,
+    output_padding: IntOrTuple = 0, groups: int = 1, dilation: IntOrTuple = 1, *, activation: str | None = None,
+) -> Tensor:  # fmt: skip
+    """`conv_transpose2d` over a grid of one axis: input [N, C, L], weight [C, O/groups, K]."""
+    return _convolve_transposed(
+        "conv_transpose1d", 1, input, weight, bias, stride, padding, output_padding, groups, dilation, activation
+    )
+
+
+def conv_transpose2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: IntOrTuple = 1, padding: IntOrTuple = 0,
+    output_padding: IntOrTuple = 0, groups: int = 1, dilation: IntOrTuple = 1, *, activation: str | None = None,
+) -> Tensor:  # fmt: skip
+    """The transpose of the convolution with the same arguments, which spreads each input over a window of the output.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W].
+        weight: [C, O/groups, KH, KW].
+        bias: [O].
+        output_padding: rows and columns that the convolution would not have read, added after the last; less than
+            the stride or the dilation.
+        activation: None or "relu".
 
     Returns:
-        [*, out].
+        [N, O, P, Q] (or [O, P, Q]), P = (H - 1) * stride - 2 * padding + dilation * (KH - 1) + output_padding + 1.
     """
-    relu = check_activation("linear", activation) == "relu"
-    x, weight, bias = _autocast(input, weight, bias)
-    check_floating("linear", input=x, weight=weight, bias=bias)
-    check_linear(x, weight, bias)
-    rows = x.reshape(prod(x.shape[:-1]), x.shape[-1])
-    y = _run_convolution(rows, weight, bias, Window((), (), (), ()), relu)
-    return y.view(*x.shape[:-1], weight.shape[0])
+    return _convolve_transposed(
+        "conv_transpose2d", 2, input, weight, bias, stride, padding, output_padding, groups, dilation, activation
+    )
 
 
-def _convolution(
-    op: str, axes: int, input: Tensor, weight: Tensor, bias: Tensor | None,
-    stride: IntOrTuple, padding: IntOrTuple | str, dilation: IntOrTuple, groups: int, activation: str | None,
+def conv_transpose3d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: IntOrTuple = 1, padding: IntOrTuple = 0,
+    output_padding: IntOrTuple = 0, groups: int = 1, dilation: IntOrTuple = 1, *, activation: str | None = None,
 ) -> Tensor:  # fmt: skip
-    relu = check_activation(op, activation) == "relu"
-    input, weight, bias = _autocast(input, weight, bias)
-    check_floating(op, input=input, weight=weight, bias=bias)
+    """`conv_transpose2d` over a grid of three axes: input [N, C, D, H, W], weight [C, O/groups, KD, KH, KW]."""
+    return _convolve_transposed(
+        "conv_transpose3d", 3, input, weight, bias, stride, padding, output_padding, groups, dilation, activation
+    )
+
+
+def convolve(
+    op: str, axes: int, input: Tensor, weight: Tensor, bias: Tensor | None,
+    stride: IntOrTuple, padding: IntOrTuple | str, dilation: IntOrTuple, groups: int, fused: Epilogue,
+    tile: tuple[int, ...] = (),
+) -> Tensor:  # fmt: skip
+    """Check a convolution and run it. The kernels of a `tile` stand one after another in weight and bias."""
+    input, weight, bias, residual = autocast(input, weight, bias, fused.residual)
+    check_floating(op, input=input, weight=weight, bias=bias, residual=residual)
     x = batched(op, input, axes)
     if weight.dim() != axes + 2:
         raise ValueError(f"{op}: weight must be [O, C/groups, *kernel] on {axes} axes, got {tuple(weight.shape)}")
-    window = make_window(op, weight.shape[2:], stride, padding, dilation, groups)
+    window = make_window(op, weight.shape[2:], stride, padding, dilation, groups, tile)
     check_convolution(op, x, weight, bias, window)
-    y = _run_convolution(x, weight, bias, window, relu)
+    if residual is not None:
+        residual = batched(op, residual, axes)
+    y = run_convolution(op, x, weight, bias, residual, window, fused)
     return y if x is input else y.squeeze(0)
 
 
-def _run_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, relu: bool) -> Tensor:
-    if not backend.uses_triton(x):
-        return reference.forward(x, weight, bias, window, relu)
-    refuse_forward_mode(x, weight, bias)
-    return ops.convolution(x, weight, bias, window.flat, relu)
+def run_convolution(
+    op: str, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, window: Window, fused: Epilogue
+) -> Tensor:
+    """x [N, C, *grid] through a convolution whose tensors fit, and its epilogue."""
+    relu = check_activation(op, fused.activation) == "relu"
+    maxout = check_pool_size(op, fused.maxout, "maxout")
+    shape = (x.shape[0], weight.shape[0] // window.tiles, *window.output_size(x.shape[2:]))
+    if (residual is not None) + (fused.max_pool is not None) + (maxout > 1) > 1:
+        raise ValueError(f"{op}: at most one of residual, max_pool and maxout can be fused")
+    if residual is not None and residual.shape != shape:
+        raise ValueError(f"{op}: residual must have the output's shape {shape}, got {tuple(residual.shape)}")
+    if shape[1] // window.groups % maxout:
+        raise ValueError(
+            f"{op}: maxout must divide the output channels of a group, {shape[1] // window.groups}, got {maxout}"
+        )
+    pool, ceil_mode = None, False
+    if fused.max_pool is not None:
+        pool, ceil_mode = pooling_window(f"{op}: max_pool", fused.max_pool, window.axes)
+        check_pooling(f"{op}: max_pool", shape, pool, ceil_mode)
+
+    if weight.numel() == 0 or not backend.uses_triton(x):
+        y = reference.forward(x, weight, bias, residual, window, relu)
+        if pool is not None:
+            size = pool.output_size(shape[2:], ceil_mode)
+            y = reference.max_pool_as_torch(y, pool, size, return_indices=False)
+        return reference.cross_channel_max_pool(y, maxout) if maxout > 1 else y
+    refuse_forward_mode(x, weight, bias, residual)
+    if pool is None and maxout == 1:
+        return ops.convolution(x, weight, bias, residual, window.flat, relu)
+    pool = pool or POINT
+    size = pool.output_size(shape[2:], ceil_mode) if fused.max_pool is not None else shape[2:]
+    return ops.convolution_max(x, weight, bias, window.flat, relu, pool.flat, size, maxout)[0]
 
 
-def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors in the type that an enclosing torch.autocast asks for, as torch's own convolution casts them."""
-    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    castable = (torch.float16, torch.bfloat16, torch.float32)
-    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in castable else t for t in tensors)
+def _convolve_transposed(
+    op: str, axes: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: IntOrTuple, padding: IntOrTuple,
+    output_padding: IntOrTuple, groups: int, dilation: IntOrTuple, activation: str | None,
+) -> Tensor:  # fmt: skip
+    relu = check_activation(op, activation) == "relu"
+    input, weight, bias = autocast(input, weight, bias)
+    check_floating(op, input=input, weight=weight, bias=bias)
+    x = batched(op, input, axes)
+    if weight.dim() != axes + 2:
+        raise ValueError(f"{op}: weight must be [C, O/groups, *kernel] on {axes} axes, got {tuple(weight.shape)}")
+    extra = per_axis(op, "output_padding", output_padding, axes, least=0)
+    window = make_window(
+        op, weight.shape[2:], stride, per_axis(op, "padding", padding, axes, least=0), dilation, groups
+    )
+    size = window.input_size(x.shape[2:], extra)
+    check_transposed_convolution(op, x, weight, bias, window, extra, size)
+    window = window.fitted(size, x.shape[2:])
+    if weight.numel() == 0 or not backend.uses_triton(x):
+        y = reference.transpose(x, weight, bias, None, window, size, relu)
+    else:
+        refuse_forward_mode(x, weight, bias)
+        y = ops.convolution_transpose(x, weight, bias, None, window.flat, size, relu)
+    return y if x is input else y.squeeze(0)

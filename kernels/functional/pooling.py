@@ -196,7 +196,7 @@ def _fixed(
     kernel = per_axis(op, "kernel_size", kernel_size, axes, least=1)
     padding = per_axis(op, "padding", padding, axes, least=0)
     window = make_window(op, kernel, kernel if stride is None else stride, padding, dilation)
-    check_pooling(op, x, window, bool(ceil_mode))
+    check_pooling(op, x.shape, window, bool(ceil_mode))
     return x, window, window.output_size(x.shape[2:], bool(ceil_mode))
 
 
@@ -204,7 +204,7 @@ def _adaptive(op: str, axes: int, input: Tensor, output_size: OutputSize) -> tup
     """The input [N, C, *grid], the window that divides it, and the extents of the output."""
     check_floating(op, input=input)
     x = batched(op, input, axes)
-    check_not_empty(op, x)
+    check_not_empty(op, x.shape)
     size = check_output_size(op, output_size, x.shape[2:])
     return x, Window.dividing(x.shape[2:], size), size
 

@@ -5,13 +5,19 @@ own, called only where they are needed, and themselves differentiable. Autocast 
 the type that the user chose; an operator runs in the type it is given.
 """
 
-from kernels.ops.convolution import convolution, convolution_transpose, convolution_weight_gradient
+from kernels.ops.convolution import (
+    convolution,
+    convolution_max,
+    convolution_transpose,
+    convolution_weight_gradient,
+)
 from kernels.ops.pooling import average_pool, average_pool_gradient, max_pool, max_pool_gradient
 
 __all__ = [
     "average_pool",
     "average_pool_gradient",
     "convolution",
+    "convolution_max",
     "convolution_transpose",
     "convolution_weight_gradient",
     "max_pool",

@@ -36,8 +36,8 @@ def on_meta(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 def convolve(problem: Problem, dtype: torch.dtype) -> None:
     x = on_meta((problem.batch, problem.channels, *problem.size), dtype)
     weight = on_meta((problem.outputs, problem.channels // problem.groups, *problem.kernel), dtype)
-    y = conv.forward(x, weight, on_meta((problem.outputs,), dtype), problem.window, True)
-    conv.transpose(y, weight, y, problem.window, problem.size)
+    y = conv.forward(x, weight, on_meta((problem.outputs,), dtype), None, problem.window, True)
+    conv.transpose(y, weight, None, y, problem.window, problem.size, False)
     conv.weight_gradient(x, y, y, problem.window, True)
 
 

@@ -1,6 +1,7 @@
 """Named convolution and pooling problems, shared by the tests of every layer of the package."""
 
 from dataclasses import dataclass
+from math import prod
 
 import pytest
 import torch
@@ -23,11 +24,17 @@ class Problem:
     padding: int | tuple[int, ...] | str = 0
     dilation: int | tuple[int, ...] = 1
     groups: int = 1
+    tile: tuple[int, ...] = ()
     layout: str = "contiguous"
 
     @property
     def window(self) -> Window:
-        return make_window("problem", self.kernel, self.stride, self.padding, self.dilation, self.groups)
+        return make_window("problem", self.kernel, self.stride, self.padding, self.dilation, self.groups, self.tile)
+
+    @property
+    def steps(self) -> int:
+        """Products summed in one output."""
+        return prod(self.kernel) * self.channels // self.groups
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -39,7 +46,8 @@ class Problem:
         draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64).to(device)  # noqa: E731
         x = lay_out(draw(self.batch, self.channels, *self.size), self.layout)
         dy = lay_out(draw(*self.output_shape), self.layout)
-        return x, draw(self.outputs, self.channels // self.groups, *self.kernel), draw(self.outputs), dy
+        outputs = prod(self.tile) * self.outputs
+        return x, draw(outputs, self.channels // self.groups, *self.kernel), draw(outputs), dy
 
 
 def lay_out(x: Tensor, layout: str) -> Tensor:
@@ -72,6 +80,14 @@ CONVOLUTIONS = [
     pytest.param(Problem((5, 6), (5, 6)), id="window-as-large-as-image"),
     pytest.param(Problem((6, 6), (3, 3), padding=1, channels=6, outputs=4, groups=2), id="grouped"),
     pytest.param(Problem((6, 6), (3, 3), padding=1, stride=2, channels=6, outputs=6, groups=6), id="depthwise"),
+    pytest.param(Problem((7, 6), (3, 3), dilation=2, channels=5, outputs=10, groups=5), id="depthwise-multiplier"),
+    pytest.param(Problem((9,), (4,), stride=2, padding=2, channels=3, outputs=3, groups=3), id="depthwise-1-d"),
+    pytest.param(Problem((7, 9), (3, 3), padding=1, tile=(2, 3)), id="tiled"),
+    pytest.param(Problem((11, 12), (3, 2), stride=(2, 1), dilation=(1, 3), padding=2, tile=(3, 2)), id="tiled-strided"),
+    pytest.param(Problem((7, 7), (3, 3), channels=4, outputs=6, groups=2, tile=(2, 2)), id="tiled-grouped"),
+    pytest.param(Problem((6, 5), (3, 3), padding=1, stride=2, tile=(3, 3)), id="local"),
+    pytest.param(Problem((4, 5, 4), (2, 2, 2), channels=2, tile=(1, 2, 2)), id="tiled-3-d"),
+    pytest.param(Problem((6, 6), (3, 3), channels=3, outputs=3, groups=3, tile=(2, 2)), id="tiled-depthwise"),
     pytest.param(Problem((8, 8), (1, 1), channels=16, outputs=20, stride=2), id="pointwise-stride-2"),
     pytest.param(Problem((6, 6), (3, 3), padding=1, channels=32, outputs=48), id="channels-fill-a-step"),
     pytest.param(Problem((9, 7), (3, 3), padding=1, layout="channels_last"), id="channels-last"),

@@ -14,14 +14,15 @@ conv = pytest.importorskip("kernels.conv", reason="triton is not installed")
 pytestmark = pytest.mark.usefixtures("triton_only")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SMALL = Tile(32, 16, 16, splits=2)
+SMALL_DEPTHWISE = Tile(32, 16, 16, splits=3, dot=False)
 
 
 def three_operations(module, problem: Problem, tensors: list[Tensor], relu: bool) -> tuple[Tensor, ...]:
     """Output, input gradient, weight and bias gradient by `module`: kernels.conv or its twin."""
     x, weight, bias, dy, mask = tensors
     mask = mask if relu else None
-    y = module.forward(x, weight, bias, problem.window, relu)
-    dx = module.transpose(dy, weight, mask, problem.window, problem.size)
+    y = module.forward(x, weight, bias, None, problem.window, relu)
+    dx = module.transpose(dy, weight, None, mask, problem.window, problem.size, False)
     return y, dx, *module.weight_gradient(x, dy, mask, problem.window, True)
 
 
@@ -55,4 +56,10 @@ def test_agrees_in_every_dtype(problem, dtype, device):
 @pytest.mark.parametrize("problem", CONVOLUTIONS)
 def test_agrees_on_many_small_blocks(problem, device):
     with use_tile(SMALL):
+        check(problem, torch.float32, device, relu=True)
+
+
+@pytest.mark.parametrize("problem", [p for p in CONVOLUTIONS if p.values[0].steps <= 48])
+def test_agrees_channel_by_channel(problem, device):
+    with use_tile(SMALL_DEPTHWISE):
         check(problem, torch.float32, device, relu=True)

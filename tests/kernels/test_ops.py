@@ -39,13 +39,13 @@ def average_arguments(problem: Pooling) -> list:
 @pytest.mark.parametrize("problem", FEW)
 def test_opcheck_of_the_convolution_operators(problem, relu, device):
     x, weight, bias, dy, geometry = arguments(problem, device)
-    y = ops.convolution(x, weight, bias, *geometry, relu)
+    y = ops.convolution(x, weight, bias, None, *geometry, relu)
     mask = y if relu else None
     for tensor in (x, weight, bias):
         tensor.requires_grad_()
-    torch.library.opcheck(ops.convolution, (x, weight, bias, *geometry, relu))
+    torch.library.opcheck(ops.convolution, (x, weight, bias, None, *geometry, relu))
     x, weight = x.detach(), weight.detach()
-    torch.library.opcheck(ops.convolution_transpose, (dy, weight, mask, list(problem.size), *geometry))
+    torch.library.opcheck(ops.convolution_transpose, (dy, weight, None, mask, *geometry, list(problem.size), False))
     torch.library.opcheck(ops.convolution_weight_gradient, (x, dy, mask, *geometry, True))
     torch.library.opcheck(ops.convolution_weight_gradient, (x, dy, mask, *geometry, False))
 
@@ -85,7 +85,7 @@ def test_every_operator_is_checked():
 def test_gradcheck_of_convolution(problem, relu, device):
     x, weight, bias, _, geometry = arguments(problem, device, torch.float64)
     inputs = [t.clone().requires_grad_() for t in (x, weight, bias)]
-    assert gradcheck(lambda *tensors: ops.convolution(*tensors, *geometry, relu), inputs, fast_mode=True)
+    assert gradcheck(lambda *tensors: ops.convolution(*tensors, None, *geometry, relu), inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("problem", FEW_POOLINGS)
@@ -127,7 +127,7 @@ def test_gradcheck_of_cross_channel_pooling(device):
 def test_only_the_gradient_that_is_needed_is_computed(needed, device):
     x, weight, bias, dy, geometry = arguments(Problem((6, 6), (3, 3)), device)
     wanted = {"input": x, "weight": weight, "bias": bias}[needed].requires_grad_()
-    y = ops.convolution(x, weight, bias, *geometry, True)
+    y = ops.convolution(x, weight, bias, None, *geometry, True)
     with FlopCounterMode(display=False) as counter:
         y.backward(dy)
     counted = counter.get_flop_counts()["Global"]
@@ -151,7 +151,7 @@ def test_counts_the_flops_that_aten_counts(problem, device):
     axes, window = problem.window.axes, problem.window
     theirs = (F.linear, F.conv1d, F.conv2d, F.conv3d)[axes]
     extra = (window.stride, [b for b, _ in window.padding], window.dilation, window.groups) if axes else ()
-    ours = flops(lambda: ops.convolution(x, weight, bias, *geometry, True))
+    ours = flops(lambda: ops.convolution(x, weight, bias, None, *geometry, True))
     assert ours == flops(lambda: theirs(x, weight, bias, *extra))
 
 
@@ -159,7 +159,7 @@ def test_counts_what_a_grouped_convolution_computes(device):
     x, weight, bias, dy, geometry = arguments(Problem((6, 6), (3, 3), channels=6, outputs=4, groups=2), device)
     x.requires_grad_(), weight.requires_grad_()
     with FlopCounterMode(display=False) as counter:
-        ops.convolution(x, weight, bias, *geometry, False).backward(dy)
+        ops.convolution(x, weight, bias, None, *geometry, False).backward(dy)
     multiplications = 2 * 4 * (4 * 4) * (6 // 2) * (3 * 3)
     assert list(counter.get_flop_counts()["Global"].values()) == [2 * multiplications] * 3
 

@@ -56,7 +56,7 @@ def test_recorded_tiles_say_where_they_come_from_and_are_used(name, monkeypatch)
     assert records
     for record in records:
         assert record["source"].startswith(("measured", "estimate"))
-        problem = [record[key] for key in ("rows", "columns", "depth", "taps")]
+        problem = [record[key] for key in ("rows", "columns", "depth", "taps", "groups")]
         tile = tuning.tile(record["operation"], getattr(torch, record["dtype"]), *problem)
         assert tile == Tile(**record["tile"])
         assert tile != tuning.heuristic(tuning.target(), record["operation"], getattr(torch, record["dtype"]), *problem)

@@ -1,0 +1,98 @@
+"""Linear layers and matrix products: convolutions on a grid of no axes."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from kernels import backend
+from kernels.checks import autocast, check_floating, check_linear, refuse_forward_mode
+from kernels.functional.convolution import Epilogue, run_convolution
+from kernels.shape import Window
+
+if backend.AVAILABLE:
+    from kernels import ops
+
+
+def linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None,
+    *, activation: str | None = None, residual: Tensor | None = None, maxout: int = 1,
+) -> Tensor:  # fmt: skip
+    """input [*, in] times weight [out, in] transposed, plus bias [out].
+
+    Args:
+        activation, residual, maxout: as of `conv2d`, on [*, out].
+
+    Returns:
+        [*, out / maxout].
+    """
+    x, weight, bias, residual = autocast(input, weight, bias, residual)
+    check_floating("linear", input=x, weight=weight, bias=bias, residual=residual)
+    check_linear(x, weight, bias)
+    front = x.shape[:-1]
+    rows = x.reshape(prod(front), x.shape[-1])
+    if residual is not None:
+        expected = (*front, weight.shape[0])
+        if residual.shape != expected:
+            raise ValueError(f"linear: residual must have the output's shape {expected}, got {tuple(residual.shape)}")
+        residual = residual.reshape(prod(front), weight.shape[0])
+    fused = Epilogue(activation, None, None, maxout)
+    y = run_convolution("linear", rows, weight, bias, residual, Window((), (), (), ()), fused)
+    return y.view(*front, y.shape[-1])
+
+
+def matmul(input: Tensor, other: Tensor) -> Tensor:
+    """The product of torch.matmul, by the operation of a convolutional layer that reads both factors as they lie.
+
+    With rows of the reduced axis in a row of memory (n) or a column of it (t), the convolution multiplies n by t, its
+    transpose n by n, and the weight gradient t by n. A batch of matrices is one grouped product.
+
+    Args:
+        input: [*, M, K] or [K].
+        other: [*, K, N] or [K]; the leading axes of the two broadcast.
+
+    Returns:
+        [*, M, N], without M or N where a factor is a vector.
+    """
+    a, b = autocast(input, other)
+    check_floating("matmul", input=a, other=b)
+    left = a.unsqueeze(0) if a.dim() == 1 else a
+    right = b.unsqueeze(1) if b.dim() == 1 else b
+    if a.dim() == 0 or b.dim() == 0 or left.shape[-1] != right.shape[-2]:
+        raise ValueError(
+            f"matmul: the factors must be [*, M, K] and [*, K, N], got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    if 0 in (*left.shape, *right.shape) or not backend.uses_triton(a):
+        return torch.matmul(a, b)
+    refuse_forward_mode(a, b)
+    y = _matrix(left.reshape(-1, left.shape[-1]), right) if right.dim() == 2 else _batch(a, b, left, right)
+    y = y.reshape(*left.shape[:-1], right.shape[-1]) if right.dim() == 2 else y
+    y = y.squeeze(-2) if a.dim() == 1 else y
+    return y.squeeze(-1) if b.dim() == 1 else y
+
+
+def _matrix(a: Tensor, b: Tensor) -> Tensor:
+    """a [M, K] times b [K, N]."""
+    none = Window((), (), (), ()).flat
+    if a.is_contiguous():
+        if b.is_contiguous():
+            return ops.convolution_transpose(a, b, None, None, none, [], False)
+        return ops.convolution(a, b.t(), None, None, none, False)
+    if b.is_contiguous():
+        return ops.convolution_weight_gradient(b, a.t(), None, none, False)[0]
+    return ops.convolution_transpose(b.t(), a.t(), None, None, none, [], False).t()
+
+
+def _batch(a: Tensor, b: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """left [*, M, K] times right [*, K, N], each matrix a group of channels."""
+    try:
+        front = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    except RuntimeError:
+        raise ValueError(f"matmul: leading axes must broadcast, got {tuple(a.shape)} and {tuple(b.shape)}") from None
+    (rows, depth), columns, batch = left.shape[-2:], right.shape[-1], prod(front)
+    x = left.expand(*front, rows, depth).reshape(batch, rows, depth).transpose(0, 1).reshape(rows, batch * depth)
+    weight = right.expand(*front, depth, columns).transpose(-2, -1).reshape(batch * columns, depth)
+    y = ops.convolution(x, weight, None, None, Window((), (), (), (), groups=batch).flat, False)
+    return y.view(rows, batch, columns).transpose(0, 1).reshape(*front, rows, columns)
