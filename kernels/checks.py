@@ -20,6 +20,7 @@ GRID_NAMES = ("", "L", "H, W", "D, H, W")
 
 IntOrTuple = int | Sequence[int]
 ACTIVATIONS = (None, "relu")
+TAKE_NO_CHANNELS = ("adaptive_avg_pool1d", "adaptive_avg_pool2d")  # as torch's do, and no other pooling of torch
 OPTIONAL = ("bias", "residual")
 POOLING_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
@@ -212,10 +213,38 @@ def check_pooling(op: str, shape: Sequence[int], window: Window, ceil_mode: bool
     for kernel, (before, _) in zip(window.kernel, window.padding, strict=True):
         if before > kernel // 2:
             raise ValueError(f"{op}: padding must be at most half of kernel_size, got {before} for {kernel}")
+    check_not_empty(op, shape)
     check_fits(op, shape, window, ceil_mode)
+    if op == "avg_pool3d" and any(k > extent for k, extent in zip(window.kernel, shape[2:], strict=True)):
+        raise ValueError(f"{op}: kernel_size must be at most the input's {tuple(shape[2:])}, got {window.kernel}")
     for dilation, (before, _), extent in zip(window.dilation, window.padding, shape[2:], strict=True):
         if before and dilation > extent:  # a window could step over the whole grid, and have no maximum
             raise ValueError(f"{op}: dilation must be at most the padded input's extent {extent}, got {dilation}")
+
+
+def check_not_empty(op: str, shape: Sequence[int]) -> None:
+    """Raise ValueError where an input of `shape` [N, C, *grid] has nothing to pool; N may be 0."""
+    if 0 in shape[2:] or (shape[1] == 0 and op not in TAKE_NO_CHANNELS):
+        raise ValueError(f"{op}: input must have no extent of 0 but the batch's, got {tuple(shape)}")
+
+
+def check_output_size(op: str, output_size: int | None | Sequence[int | None], size: Sequence[int]) -> tuple[int, ...]:
+    """The extents of an adaptive pooling's output, None being the input's, of which `size` are the extents."""
+    axes = len(size)
+    several = isinstance(output_size, Sequence) and not isinstance(output_size, str)
+    values = tuple(output_size) if several else (output_size,) * axes
+    ints = tuple(size[axis] if value is None else _as_int(value) for axis, value in enumerate(values[:axes]))
+    if len(values) != axes or any(value is None or value < 0 for value in ints):
+        raise ValueError(f"{op}: output_size must be an int or {axes} ints or None, each >= 0, got {output_size!r}")
+    return ints
+
+
+def check_divisor(op: str, divisor: int | None) -> int:
+    """The divisor of an average, 0 for None: the number of inputs in the window."""
+    number = 0 if divisor is None else _as_int(divisor)
+    if number is None or (number == 0 and divisor is not None):
+        raise ValueError(f"{op}: divisor_override must be None or an int other than 0, got {divisor!r}")
+    return number
 
 
 def check_batch_norm(

@@ -6,12 +6,13 @@ from torch import Tensor
 from kernels.backend import device_function
 
 
-def index_type(*tensors: Tensor | None) -> tl.dtype:
+def index_type(*tensors: Tensor | None, largest: int = 0) -> tl.dtype:
     """The integer that a kernel counts rows and elements of `tensors` in: 64 bits only where 32 do not suffice.
 
-    An address outside the grid, which is masked, may lie as far beyond it as the grid is long.
+    An address outside the grid, which is masked, may lie as far beyond it as the grid is long. `largest` is the largest
+    number that the kernel computes besides.
     """
-    return tl.int64 if any(t is not None and t.numel() >= 2**30 for t in tensors) else tl.int32
+    return tl.int64 if max(largest, *(t.numel() for t in tensors if t is not None)) >= 2**30 else tl.int32
 
 
 @device_function
@@ -56,3 +57,57 @@ def first_tap(position, AXIS: tl.constexpr, WINDOW: tl.constexpr):
     if common > 1:
         tap = tl.where(position % common == 0, tap, WINDOW.kernel[AXIS])
     return tap
+
+
+@device_function
+def span(p, AXIS: tl.constexpr, x_size, y_size, WINDOW: tl.constexpr):
+    """First input of window p of one axis, off the grid where it is padded, and the bound that it or the grid has."""
+    if WINDOW.adaptive:
+        start = p * x_size[AXIS] // y_size[AXIS]
+        end = cdiv((p + 1) * x_size[AXIS], y_size[AXIS])
+    else:
+        start = p * WINDOW.stride[AXIS] - WINDOW.padding[AXIS][0]
+        end = x_size[AXIS]
+    return start, end
+
+
+@device_function
+def count(p, AXIS: tl.constexpr, x_size, y_size, WINDOW: tl.constexpr, PADDED: tl.constexpr):
+    """Inputs in window p of one axis, among them the padding if PADDED; without dilation."""
+    start, end = span(p, AXIS, x_size, y_size, WINDOW)
+    if not WINDOW.adaptive:
+        if PADDED:
+            end = tl.minimum(start + WINDOW.kernel[AXIS], end + WINDOW.padding[AXIS][1])
+        else:
+            end = tl.minimum(start + WINDOW.kernel[AXIS], end)
+            start = tl.maximum(start, 0)
+    return end - start
+
+
+@device_function
+def readers(i, AXIS: tl.constexpr, x_size, y_size, WINDOW: tl.constexpr):
+    """What `reader` counts from and to: the first tap that reads input i of one axis; if adaptive, the windows that do.
+
+    See kernels.shape.longest_part.
+    """
+    if WINDOW.adaptive:
+        first = i * y_size[AXIS] // x_size[AXIS]
+        end = cdiv((i + 1) * y_size[AXIS], x_size[AXIS])
+    else:
+        first = first_tap(i + WINDOW.padding[AXIS][0], AXIS, WINDOW)
+        end = WINDOW.kernel[AXIS]
+    return first, end
+
+
+@device_function
+def reader(i, j, bounds, valid, AXIS: tl.constexpr, x_size, y_size, WINDOW: tl.constexpr):
+    """The j-th window that reads input i of one axis, the tap with which it does, and valid and whether it exists."""
+    if WINDOW.adaptive:
+        p = bounds[0] + j
+        tap = i - p * x_size[AXIS] // y_size[AXIS]
+        valid = valid & (p < bounds[1])
+    else:
+        tap = bounds[0] + j * WINDOW.every[AXIS]
+        p = (i + WINDOW.padding[AXIS][0] - tap * WINDOW.dilation[AXIS]) // WINDOW.stride[AXIS]
+        valid = inside(valid & (tap < bounds[1]), p, 0, y_size[AXIS], WINDOW.edges[AXIS])
+    return p, tap, valid

@@ -20,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
@@ -39,6 +40,7 @@ class Compiled:
         spills: what a thread keeps in memory for want of registers: bytes (NVIDIA), vector registers (AMD, whose
             spilled scalar registers stay in vector registers).
         shared_memory: bytes of shared memory of a block.
+        wide: whether addresses are computed in 64 bits: whether the kernel was launched for tensors that need it.
         tensor_cores: whether the code holds matrix instructions (MMA, WGMMA, tcgen05; MFMA on AMD).
     """
 
@@ -49,6 +51,7 @@ class Compiled:
     spills: int
     shared_memory: int
     tensor_cores: bool
+    wide: bool
 
 
 class _OfflineDriver(DriverBase):
@@ -97,8 +100,7 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
     compiled: list[Compiled] = []
 
     def compile_only(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-        block = tuple(constants[name] for name in ("BM", "BN", "BK") if name in constants)
-        compiled.append(_read(kernel.warmup(*args, grid=grid, **constants), TARGETS[target], block))
+        compiled.append(_read(kernel.warmup(*args, grid=grid, **constants), TARGETS[target], constants))
 
     with (
         mock.patch.object(triton.runtime.driver, "_active", _OfflineDriver(target)),
@@ -108,11 +110,13 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
         yield compiled
 
 
-def _read(kernel: Any, target: Target, block: tuple[int, ...]) -> Compiled:
+def _read(kernel: Any, target: Target, constants: dict[str, Any]) -> Compiled:
     read = _read_cubin if target.backend == "cuda" else _read_amdgcn
     registers, spills, tensor_cores = read(kernel)
-    warps = kernel.metadata.num_warps
-    return Compiled(kernel.name, block, warps, registers, spills, kernel.metadata.shared, tensor_cores)
+    block = tuple(constants[name] for name in ("BM", "BN", "BK") if name in constants)
+    wide = constants["INDEX"] == tl.int64
+    warps, shared = kernel.metadata.num_warps, kernel.metadata.shared
+    return Compiled(kernel.name, block, warps, registers, spills, shared, tensor_cores, wide)
 
 
 def _read_cubin(kernel: Any) -> tuple[int, int, bool]:

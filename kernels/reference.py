@@ -14,6 +14,9 @@ from kernels.shape import Window, accumulator_dtype, memory_format, tap_dtype
 _CONVOLUTIONS = (None, F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSES = (None, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 _MAX_POOLS = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
+_ADAPTIVE_MAX_POOLS = (None, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
+_AVERAGE_POOLS = (None, None, F.avg_pool2d, F.avg_pool3d)
+_ADAPTIVE_AVERAGE_POOLS = (None, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
 
 
 def forward(
@@ -105,11 +108,10 @@ def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bia
 
 def max_pool(x: Tensor, window: Window, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """See `kernels.pool.max_pool`."""
-    y, index = max_pool_as_torch(x, window, window.output_size(x.shape[2:]) != tuple(size))
+    y, index = max_pool_as_torch(x, window, size)
     tap = torch.zeros_like(index)
     for axis, extent in reversed(list(enumerate(x.shape[2:]))):
-        output = torch.arange(y.shape[2 + axis], device=x.device).view(-1, *[1] * (window.axes - 1 - axis))
-        start = output * window.stride[axis] - window.padding[axis][0]
+        start = _starts(window, axis, extent, size, x.device)
         tap += (index % extent - start) // window.dilation[axis] * prod(window.kernel[axis + 1 :])
         index = index // extent
     return y, tap.to(tap_dtype(window.taps))
@@ -123,12 +125,35 @@ def max_pool_gradient(dy: Tensor, taps: Tensor, window: Window, size: Sequence[i
 
 
 def max_pool_as_torch(
-    x: Tensor, window: Window, ceil_mode: bool, return_indices: bool = True
+    x: Tensor, window: Window, size: Sequence[int], return_indices: bool = True
 ) -> Tensor | tuple[Tensor, Tensor]:
     """torch's own max pooling, and if asked for the index of each maximum in its flattened plane of x."""
+    if window.adaptive:
+        return _ADAPTIVE_MAX_POOLS[window.axes](x, size, return_indices=return_indices)
     padding = tuple(before for before, _ in window.padding)
+    ceil_mode = window.output_size(x.shape[2:]) != tuple(size)
     pool = _MAX_POOLS[window.axes]
     return pool(x, window.kernel, window.stride, padding, window.dilation, ceil_mode, return_indices=return_indices)
+
+
+def average_pool(x: Tensor, window: Window, size: Sequence[int], divisor: int, padded: bool) -> Tensor:
+    """See `kernels.pool.average_pool`."""
+    if window.adaptive:
+        return _ADAPTIVE_AVERAGE_POOLS[window.axes](x, size)
+    if window.axes == 1:  # torch's avg_pool1d does the same, and takes no divisor
+        plane = Window((1, *window.kernel), (1, *window.stride), ((0, 0), *window.padding), (1, 1))
+        return average_pool(x.unsqueeze(2), plane, (1, *size), divisor, padded).squeeze(2)
+    padding = tuple(before for before, _ in window.padding)
+    ceil_mode = window.output_size(x.shape[2:]) != tuple(size)
+    pool = _AVERAGE_POOLS[window.axes]
+    return pool(x, window.kernel, window.stride, padding, ceil_mode, padded, divisor or None)
+
+
+def average_pool_gradient(dy: Tensor, window: Window, size: Sequence[int], divisor: int, padded: bool) -> Tensor:
+    """See `kernels.pool.average_pool_gradient`."""
+    x = dy.new_zeros((*dy.shape[:2], *size))
+    _, pull_back = torch.func.vjp(lambda x: average_pool(x, window, dy.shape[2:], divisor, padded), x)
+    return pull_back(dy)[0]
 
 
 def cross_channel_max_pool(x: Tensor, pool_size: int) -> Tensor:
@@ -220,11 +245,17 @@ def indices(taps: Tensor, window: Window, size: Sequence[int]) -> Tensor:
     taps = taps.long()
     index = torch.zeros_like(taps)
     for axis, extent in enumerate(size):
-        output = torch.arange(taps.shape[2 + axis], device=taps.device).view(-1, *[1] * (window.axes - 1 - axis))
         tap = taps // prod(window.kernel[axis + 1 :]) % window.kernel[axis]
-        position = output * window.stride[axis] - window.padding[axis][0] + tap * window.dilation[axis]
-        index = index * extent + position
+        start = _starts(window, axis, extent, taps.shape[2:], taps.device)
+        index = index * extent + start + tap * window.dilation[axis]
     return index
+
+
+def _starts(window: Window, axis: int, extent: int, size: Sequence[int], device: torch.device) -> Tensor:
+    """Where each of the size[axis] windows of one axis starts on its `extent` inputs, to be broadcast over `size`."""
+    output = torch.arange(size[axis], device=device)
+    start = output * extent // size[axis] if window.adaptive else output * window.stride[axis] - window.padding[axis][0]
+    return start.view(-1, *[1] * (window.axes - 1 - axis))
 
 
 def masked(dy: Tensor, y: Tensor | None) -> Tensor:

@@ -42,7 +42,7 @@ class Window:
     def flat(self) -> list[int]:
         """The window as integers, the form in which a torch.library schema can carry it; see `from_flat`."""
         tile = self.tile or (1,) * self.axes
-        return [*self.kernel, *self.stride, *self.dilation, *tile, *self.flat_padding, self.groups, self.adaptive]
+        return [*self.kernel, *self.stride, *self.dilation, *tile, *self.flat_padding, self.groups, int(self.adaptive)]
 
     @staticmethod
     def from_flat(flat: Sequence[int]) -> Window:
@@ -113,9 +113,10 @@ class Window:
         """Of dilation / common, modulo `every`."""
         return tuple(pow(-b, -1, e) if e > 1 else 0 for b, e in zip(self.back, self.every, strict=True))
 
-    @property
-    def reach(self) -> tuple[int, ...]:
-        """Most windows that can read one input position."""
+    def reach(self, size: Sequence[int], output_size: Sequence[int]) -> tuple[int, ...]:
+        """Most windows that can read one input position; of adaptive ones, see `longest_part`."""
+        if self.adaptive:
+            return tuple(map(longest_part, output_size, size))
         return tuple(-(-k // e) for k, e in zip(self.kernel, self.every, strict=True))
 
     def input_size(self, output_size: Sequence[int], extra: Sequence[int]) -> tuple[int, ...]:
@@ -154,6 +155,29 @@ class Window:
         )
         return replace(self, stride=stride)
 
+    @staticmethod
+    def dividing(size: Sequence[int], output_size: Sequence[int]) -> Window:
+        """The adaptive window over a grid of extents `size` that gives `output_size`."""
+        ones = (1,) * len(size)
+        kernel = tuple(map(longest_part, size, output_size))
+        return Window(kernel, ones, ((0, 0),) * len(size), ones, adaptive=True)
+
+    def fixed_where_even(self, size: Sequence[int], output_size: Sequence[int]) -> Window:
+        """The same window, no longer adaptive where it divides the grid into equal parts."""
+        if not self.adaptive or any(k * out != s for k, out, s in zip(self.kernel, output_size, size, strict=True)):
+            return self
+        return replace(self, stride=self.kernel, adaptive=False)
+
+    def constant_count(self, size: Sequence[int], output_size: Sequence[int], padded: bool) -> int:
+        """Inputs in every window (among them the padding if `padded`), 0 where they differ; without dilation."""
+        whole = not self.adaptive
+        for kernel, stride, (before, after), extent, out in zip(
+            self.kernel, self.stride, self.padding, size, output_size, strict=True
+        ):
+            end = (out - 1) * stride - before + kernel
+            whole &= end <= extent + after if padded else before == 0 and end <= extent
+        return self.taps if whole else 0
+
     def output_size(self, size: Sequence[int], ceil_mode: bool = False) -> tuple[int, ...]:
         """Extents of the output over a grid of extents `size`; an entry is < 1 where the window does not fit."""
         return tuple(self._extent(axis, extent, ceil_mode) for axis, extent in enumerate(size))
@@ -174,6 +198,18 @@ POINT = Window((1,) * AXES, (1,) * AXES, ((0, 0),) * AXES, (1,) * AXES)  # looks
 def lift(values: Sequence[int]) -> tuple[int, ...]:
     """One int for each of three axes: ones in front."""
     return (1,) * (AXES - len(values)) + tuple(values)
+
+
+def longest_part(extent: int, parts: int) -> int:
+    """A bound on the positions in one of the parts that an adaptive window divides `extent` positions into.
+
+    Part p has the positions i from floor(p * extent / parts) to ceil((p + 1) * extent / parts) - 1. Of these two, the
+    first says that p * extent < (i + 1) * parts and the second that i * parts < (p + 1) * extent: exchange i with p and
+    extent with parts, and they say the same. So the parts that have position i are those from floor(i * parts / extent)
+    to ceil((i + 1) * parts / extent) - 1, and `longest_part(parts, extent)` bounds their number.
+    """
+    parts = max(parts, 1)  # an output may be empty
+    return extent // parts if extent % parts == 0 else (extent - 2) // parts + 2
 
 
 def tap_dtype(taps: int) -> torch.dtype:

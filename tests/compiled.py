@@ -39,7 +39,12 @@ CONVOLUTIONS = {
     "3-d": Problem((8, 14, 14), (3, 3, 3), batch=8, channels=32, outputs=32, padding=1),
     "linear": Problem((), (), batch=256, channels=512, outputs=1000),
 }
-POOLINGS = {"3x3 stride 2": Pooling((56, 56), (3, 3), stride=2, padding=1, batch=32, channels=64)}
+POOLINGS = {
+    "3x3 stride 2": Pooling((56, 56), (3, 3), stride=2, padding=1, count_include_pad=False, batch=32, channels=64),
+    "adaptive": Pooling((13, 13), output=(6, 6), batch=32, channels=256),
+    "adaptive 3-d": Pooling((5, 6, 7), output=(7, 4, 5), batch=32, channels=64),
+    "small": Pooling((4, 4), (2, 2), batch=1, channels=1),
+}
 NORMS = {"normal": (32, 64, 28, 28), "one position": (1, 1)}
 EXTENTS = (1, 3, 16, 32, 48, 64, 128)  # of channels, for the tiles that are chosen for them
 
@@ -69,6 +74,8 @@ def pooling(problem: Pooling, dtype: torch.dtype) -> None:
     x = on_meta((problem.batch, problem.channels, *problem.size), dtype)
     y, taps = pool.max_pool(x, problem.window, problem.output_size)
     pool.max_pool_gradient(y, taps, problem.window, problem.size)
+    pool.average_pool(x, problem.window, problem.output_size, 0, problem.count_include_pad)
+    pool.average_pool_gradient(y, problem.window, problem.size, 0, problem.count_include_pad)
 
 
 def normalise(shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -13,11 +13,34 @@ from kernels.functional.convolution import (
     conv_transpose3d,
 )
 from kernels.functional.normalization import batch_norm
-from kernels.functional.pooling import cross_channel_max_pool, max_pool1d, max_pool2d, max_pool3d
+from kernels.functional.pooling import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    cross_channel_max_pool,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+)
 from kernels.functional.product import linear, matmul
 
 __all__ = [
     "batch_norm",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
     "conv1d",
     "conv2d",
     "conv3d",

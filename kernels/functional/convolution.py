@@ -175,7 +175,8 @@ def run_convolution(
     if weight.numel() == 0 or not backend.uses_triton(x):
         y = reference.forward(x, weight, bias, residual, window, relu)
         if pool is not None:
-            y = reference.max_pool_as_torch(y, pool, ceil_mode, return_indices=False)
+            size = pool.output_size(shape[2:], ceil_mode)
+            y = reference.max_pool_as_torch(y, pool, size, return_indices=False)
         return reference.cross_channel_max_pool(y, maxout) if maxout > 1 else y
     refuse_forward_mode(x, weight, bias, residual)
     if pool is None and maxout == 1:

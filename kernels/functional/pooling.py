@@ -1,7 +1,8 @@
-"""Pooling, named as in torch.nn.functional."""
+"""Max and average pooling, fixed and adaptive, named as in torch.nn.functional."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 from torch import Tensor
@@ -10,7 +11,10 @@ from kernels import backend, reference
 from kernels.checks import (
     IntOrTuple,
     batched,
+    check_divisor,
     check_floating,
+    check_not_empty,
+    check_output_size,
     check_pool_size,
     check_pooling,
     make_window,
@@ -22,13 +26,16 @@ from kernels.shape import Window
 if backend.AVAILABLE:
     from kernels import ops
 
+OutputSize = int | None | Sequence[int | None]
+
 
 def max_pool1d(
     input: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0,
     dilation: IntOrTuple = 1, ceil_mode: bool = False, return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """`max_pool2d` over a grid of one axis: input [N, C, L] or [C, L]."""
-    return _max_pool("max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    problem = _fixed("max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool(input, *problem, return_indices)
 
 
 def max_pool2d(
@@ -47,7 +54,8 @@ def max_pool2d(
     Returns:
         [N, C, P, Q] or [C, P, Q], and the indices likewise where asked for.
     """
-    return _max_pool("max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    problem = _fixed("max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool(input, *problem, return_indices)
 
 
 def max_pool3d(
@@ -55,7 +63,101 @@ def max_pool3d(
     dilation: IntOrTuple = 1, ceil_mode: bool = False, return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """`max_pool2d` over a grid of three axes: input [N, C, D, H, W] or [C, D, H, W]."""
-    return _max_pool("max_pool3d", 3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    problem = _fixed("max_pool3d", 3, input, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool(input, *problem, return_indices)
+
+
+def avg_pool1d(
+    input: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0,
+    ceil_mode: bool = False, count_include_pad: bool = True,
+) -> Tensor:  # fmt: skip
+    """`avg_pool2d` over a grid of one axis, without a divisor of one's own: input [N, C, L] or [C, L]."""
+    problem = _fixed("avg_pool1d", 1, input, kernel_size, stride, padding, 1, ceil_mode)
+    return _average_pool(input, *problem, 0, count_include_pad)
+
+
+def avg_pool2d(
+    input: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0,
+    ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Mean of each window.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W].
+        kernel_size, stride, padding: one int, or one an axis; stride None is kernel_size; padding (with zeros) is at
+            most half of kernel_size.
+        ceil_mode: let a last window hang over the edge, where it starts on the input or its padding before.
+        count_include_pad: count the padding, too, in what a sum is divided by; never what is beyond it.
+        divisor_override: divide every sum by this instead.
+
+    Returns:
+        [N, C, P, Q] or [C, P, Q].
+    """
+    divisor = check_divisor("avg_pool2d", divisor_override)
+    problem = _fixed("avg_pool2d", 2, input, kernel_size, stride, padding, 1, ceil_mode)
+    return _average_pool(input, *problem, divisor, count_include_pad)
+
+
+def avg_pool3d(
+    input: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0,
+    ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
+) -> Tensor:  # fmt: skip
+    """`avg_pool2d` over a grid of three axes: input [N, C, D, H, W] or [C, D, H, W]."""
+    divisor = check_divisor("avg_pool3d", divisor_override)
+    problem = _fixed("avg_pool3d", 3, input, kernel_size, stride, padding, 1, ceil_mode)
+    return _average_pool(input, *problem, divisor, count_include_pad)
+
+
+def adaptive_max_pool1d(
+    input: Tensor, output_size: OutputSize, return_indices: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`adaptive_max_pool2d` over a grid of one axis: input [N, C, L] or [C, L]."""
+    problem = _adaptive("adaptive_max_pool1d", 1, input, output_size)
+    return _max_pool(input, *problem, return_indices)
+
+
+def adaptive_max_pool2d(
+    input: Tensor, output_size: OutputSize, return_indices: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Largest value of each of the windows that divide the grid as evenly as whole numbers can.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W].
+        output_size: P and Q, or one int for both; None is the extent of the input.
+        return_indices: also give the index of each maximum in its flattened plane of the input, int64.
+
+    Returns:
+        [N, C, P, Q] or [C, P, Q], and the indices likewise where asked for. Row p is of the rows from floor(p * H / P)
+        up to, and without, ceil((p + 1) * H / P).
+    """
+    problem = _adaptive("adaptive_max_pool2d", 2, input, output_size)
+    return _max_pool(input, *problem, return_indices)
+
+
+def adaptive_max_pool3d(
+    input: Tensor, output_size: OutputSize, return_indices: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`adaptive_max_pool2d` over a grid of three axes: input [N, C, D, H, W] or [C, D, H, W]."""
+    problem = _adaptive("adaptive_max_pool3d", 3, input, output_size)
+    return _max_pool(input, *problem, return_indices)
+
+
+def adaptive_avg_pool1d(input: Tensor, output_size: OutputSize) -> Tensor:
+    """`adaptive_avg_pool2d` over a grid of one axis: input [N, C, L] or [C, L]."""
+    problem = _adaptive("adaptive_avg_pool1d", 1, input, output_size)
+    return _average_pool(input, *problem, 0, True)
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: OutputSize) -> Tensor:
+    """Mean of each of the windows of `adaptive_max_pool2d`; an output_size of 1 is global average pooling."""
+    problem = _adaptive("adaptive_avg_pool2d", 2, input, output_size)
+    return _average_pool(input, *problem, 0, True)
+
+
+def adaptive_avg_pool3d(input: Tensor, output_size: OutputSize) -> Tensor:
+    """`adaptive_avg_pool2d` over a grid of three axes: input [N, C, D, H, W] or [C, D, H, W]."""
+    problem = _adaptive("adaptive_avg_pool3d", 3, input, output_size)
+    return _average_pool(input, *problem, 0, True)
 
 
 def cross_channel_max_pool(input: Tensor, pool_size: int) -> Tensor:
@@ -78,31 +180,57 @@ def cross_channel_max_pool(input: Tensor, pool_size: int) -> Tensor:
         return reference.cross_channel_max_pool(input, pool_size)
     last = input.movedim(1, -1)  # [N, *, C], where each position is a grid of one axis: its channels
     window = make_window(op, (pool_size,), pool_size, 0, 1)
-    y, _ = _run_max_pool(last.reshape(prod(last.shape[:-1]), 1, input.shape[1]), window, False, False)
-    pooled = y.view(*last.shape[:-1], input.shape[1] // pool_size).movedim(-1, 1)
+    size = (input.shape[1] // pool_size,)
+    y, _ = _run_max_pool(last.reshape(prod(last.shape[:-1]), 1, input.shape[1]), window, size, False)
+    pooled = y.view(*last.shape[:-1], *size).movedim(-1, 1)
     return pooled.contiguous() if input.is_contiguous() else pooled
 
 
-def _max_pool(
+def _fixed(
     op: str, axes: int, input: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None, padding: IntOrTuple,
-    dilation: IntOrTuple, ceil_mode: bool, return_indices: bool,
-) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    dilation: IntOrTuple, ceil_mode: bool,
+) -> tuple[Tensor, Window, tuple[int, ...]]:  # fmt: skip
+    """The input [N, C, *grid], the window that slides over it, and the extents of the output."""
     check_floating(op, input=input)
     x = batched(op, input, axes)
     kernel = per_axis(op, "kernel_size", kernel_size, axes, least=1)
     padding = per_axis(op, "padding", padding, axes, least=0)
     window = make_window(op, kernel, kernel if stride is None else stride, padding, dilation)
     check_pooling(op, x.shape, window, bool(ceil_mode))
-    y, index = _run_max_pool(x, window, bool(ceil_mode), return_indices)
+    return x, window, window.output_size(x.shape[2:], bool(ceil_mode))
+
+
+def _adaptive(op: str, axes: int, input: Tensor, output_size: OutputSize) -> tuple[Tensor, Window, tuple[int, ...]]:
+    """The input [N, C, *grid], the window that divides it, and the extents of the output."""
+    check_floating(op, input=input)
+    x = batched(op, input, axes)
+    check_not_empty(op, x.shape)
+    size = check_output_size(op, output_size, x.shape[2:])
+    return x, Window.dividing(x.shape[2:], size), size
+
+
+def _max_pool(
+    input: Tensor, x: Tensor, window: Window, size: Sequence[int], return_indices: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    y, index = _run_max_pool(x, window, size, return_indices)
     if x is not input:
         y, index = y.squeeze(0), index if index is None else index.squeeze(0)
     return (y, index) if return_indices else y
 
 
-def _run_max_pool(x: Tensor, window: Window, ceil_mode: bool, return_indices: bool) -> tuple[Tensor, Tensor | None]:
+def _run_max_pool(x: Tensor, window: Window, size: Sequence[int], return_indices: bool) -> tuple[Tensor, Tensor | None]:
     if not backend.uses_triton(x):
-        pooled = reference.max_pool_as_torch(x, window, ceil_mode, return_indices)
+        pooled = reference.max_pool_as_torch(x, window, size, return_indices)
         return pooled if return_indices else (pooled, None)
     refuse_forward_mode(x)
-    y, taps = ops.max_pool(x, window.flat, window.output_size(x.shape[2:], ceil_mode))
+    y, taps = ops.max_pool(x, window.flat, size)
     return y, reference.indices(taps, window, x.shape[2:]) if return_indices else None
+
+
+def _average_pool(input: Tensor, x: Tensor, window: Window, size: Sequence[int], divisor: int, padded: bool) -> Tensor:
+    if not backend.uses_triton(x):
+        y = reference.average_pool(x, window, size, divisor, bool(padded))
+    else:
+        refuse_forward_mode(x)
+        y = ops.average_pool(x, window.flat, size, divisor, bool(padded))
+    return y if x is input else y.squeeze(0)

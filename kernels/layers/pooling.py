@@ -37,6 +37,84 @@ class MaxPool3d(_MaxPool, nn.MaxPool3d):
     functional = staticmethod(functional.max_pool3d)
 
 
+class _AvgPool(nn.modules.pooling._AvgPoolNd):
+    functional: Callable[..., Tensor]
+
+    def forward(self, input: Tensor) -> Tensor:
+        divisor = () if isinstance(self, nn.AvgPool1d) else (self.divisor_override,)  # torch's has none on one axis
+        return type(self).functional(
+            input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad, *divisor
+        )
+
+
+class AvgPool1d(_AvgPool, nn.AvgPool1d):
+    """torch.nn.AvgPool1d by `functional.avg_pool1d`."""
+
+    functional = staticmethod(functional.avg_pool1d)
+
+
+class AvgPool2d(_AvgPool, nn.AvgPool2d):
+    """torch.nn.AvgPool2d by `functional.avg_pool2d`."""
+
+    functional = staticmethod(functional.avg_pool2d)
+
+
+class AvgPool3d(_AvgPool, nn.AvgPool3d):
+    """torch.nn.AvgPool3d by `functional.avg_pool3d`."""
+
+    functional = staticmethod(functional.avg_pool3d)
+
+
+class _AdaptiveMaxPool(nn.modules.pooling._AdaptiveMaxPoolNd):
+    functional: Callable[..., Tensor | tuple[Tensor, Tensor]]
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return type(self).functional(input, self.output_size, self.return_indices)
+
+
+class AdaptiveMaxPool1d(_AdaptiveMaxPool, nn.AdaptiveMaxPool1d):
+    """torch.nn.AdaptiveMaxPool1d by `functional.adaptive_max_pool1d`."""
+
+    functional = staticmethod(functional.adaptive_max_pool1d)
+
+
+class AdaptiveMaxPool2d(_AdaptiveMaxPool, nn.AdaptiveMaxPool2d):
+    """torch.nn.AdaptiveMaxPool2d by `functional.adaptive_max_pool2d`."""
+
+    functional = staticmethod(functional.adaptive_max_pool2d)
+
+
+class AdaptiveMaxPool3d(_AdaptiveMaxPool, nn.AdaptiveMaxPool3d):
+    """torch.nn.AdaptiveMaxPool3d by `functional.adaptive_max_pool3d`."""
+
+    functional = staticmethod(functional.adaptive_max_pool3d)
+
+
+class _AdaptiveAvgPool(nn.modules.pooling._AdaptiveAvgPoolNd):
+    functional: Callable[..., Tensor]
+
+    def forward(self, input: Tensor) -> Tensor:
+        return type(self).functional(input, self.output_size)
+
+
+class AdaptiveAvgPool1d(_AdaptiveAvgPool, nn.AdaptiveAvgPool1d):
+    """torch.nn.AdaptiveAvgPool1d by `functional.adaptive_avg_pool1d`."""
+
+    functional = staticmethod(functional.adaptive_avg_pool1d)
+
+
+class AdaptiveAvgPool2d(_AdaptiveAvgPool, nn.AdaptiveAvgPool2d):
+    """torch.nn.AdaptiveAvgPool2d by `functional.adaptive_avg_pool2d`."""
+
+    functional = staticmethod(functional.adaptive_avg_pool2d)
+
+
+class AdaptiveAvgPool3d(_AdaptiveAvgPool, nn.AdaptiveAvgPool3d):
+    """torch.nn.AdaptiveAvgPool3d by `functional.adaptive_avg_pool3d`."""
+
+    functional = staticmethod(functional.adaptive_avg_pool3d)
+
+
 class CrossChannelMaxPool(nn.Module):
     """Maxout: the largest of each `pool_size` consecutive channels, [N, C, *] -> [N, C / pool_size, *]."""
 

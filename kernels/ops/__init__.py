@@ -12,11 +12,13 @@ from kernels.ops.convolution import (
     convolution_weight_gradient,
 )
 from kernels.ops.normalization import batch_norm, batch_norm_gradient
-from kernels.ops.pooling import max_pool, max_pool_gradient
+from kernels.ops.pooling import average_pool, average_pool_gradient, max_pool, max_pool_gradient
 
 __all__ = [
     "batch_norm",
     "batch_norm_gradient",
+    "average_pool",
+    "average_pool_gradient",
     "convolution",
     "convolution_max",
     "convolution_transpose",

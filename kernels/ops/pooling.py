@@ -1,4 +1,4 @@
-"""The operators of pooling."""
+"""The operators of max and average pooling; each gradient is linear, and its own gradient is its transpose."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import pool
+from kernels import pool, reference
 from kernels.shape import Window, fake, tap_dtype
 
 
@@ -47,3 +47,52 @@ def _max_pool_backward(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor |
 
 
 max_pool.register_autograd(_max_pool_backward, setup_context=_max_pool_context)
+
+
+def _max_pool_gradient_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, taps, ctx.window, ctx.size = inputs
+    ctx.save_for_backward(taps)
+
+
+def _max_pool_gradient_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
+    (taps,) = ctx.saved_tensors
+    index = reference.indices(taps, Window.from_flat(ctx.window), ctx.size)
+    return ddx.flatten(2).gather(2, index.flatten(2)).view(taps.shape), None, None, None
+
+
+max_pool_gradient.register_autograd(_max_pool_gradient_backward, setup_context=_max_pool_gradient_context)
+
+
+@torch.library.custom_op("convnets::average_pool", mutates_args=())
+def average_pool(x: Tensor, window: Sequence[int], size: Sequence[int], divisor: int, padded: bool) -> Tensor:
+    """See `kernels.pool.average_pool`."""
+    return pool.average_pool(x, Window.from_flat(window), size, divisor, padded)
+
+
+@torch.library.custom_op("convnets::average_pool_gradient", mutates_args=())
+def average_pool_gradient(dy: Tensor, window: Sequence[int], size: Sequence[int], divisor: int, padded: bool) -> Tensor:
+    """See `kernels.pool.average_pool_gradient`."""
+    return pool.average_pool_gradient(dy, Window.from_flat(window), size, divisor, padded)
+
+
+@average_pool.register_fake
+@average_pool_gradient.register_fake
+def _(x, window, size, divisor, padded):
+    return fake(x, x.shape[1], size)
+
+
+def _average_pool_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.window, _, ctx.divisor, ctx.padded = inputs
+    ctx.size = x.shape[2:]
+
+
+def _average_pool_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    return average_pool_gradient(dy, ctx.window, ctx.size, ctx.divisor, ctx.padded), None, None, None, None
+
+
+def _average_pool_gradient_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
+    return average_pool(ddx, ctx.window, ctx.size, ctx.divisor, ctx.padded), None, None, None, None
+
+
+average_pool.register_autograd(_average_pool_backward, setup_context=_average_pool_context)
+average_pool_gradient.register_autograd(_average_pool_gradient_backward, setup_context=_average_pool_context)

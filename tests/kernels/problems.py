@@ -102,8 +102,10 @@ CONVOLUTIONS = [
 
 @dataclass(frozen=True)
 class Pooling:
+    """Max or average pooling; adaptive if it has an `output`, and fixed if it has a `kernel`."""
+
     size: tuple[int, ...]
-    kernel: tuple[int, ...]
+    kernel: tuple[int, ...] = ()
     stride: int | tuple[int, ...] | None = None
     padding: int | tuple[int, ...] = 0
     dilation: int | tuple[int, ...] = 1
@@ -112,20 +114,42 @@ class Pooling:
     channels: int = 3
     values: str = "normal"
     layout: str = "contiguous"
+    output: tuple[int, ...] = ()
+    count_include_pad: bool = True
+    divisor: int | None = None
 
     @property
     def window(self) -> Window:
+        if self.output:
+            return Window.dividing(self.size, self.output)
         stride = self.kernel if self.stride is None else self.stride
         return make_window("problem", self.kernel, stride, self.padding, self.dilation)
 
     @property
     def output_size(self) -> tuple[int, ...]:
-        return self.window.output_size(self.size, self.ceil_mode)
+        return self.output or self.window.output_size(self.size, self.ceil_mode)
+
+    @property
+    def max_call(self) -> tuple[str, tuple]:
+        """Name and arguments, but the input, of the function of torch.nn.functional; with indices."""
+        if self.output:
+            return f"adaptive_max_pool{len(self.size)}d", (self.output, True)
+        arguments = (self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode, True)
+        return f"max_pool{len(self.size)}d", arguments
+
+    @property
+    def average_call(self) -> tuple[str, tuple]:
+        if self.output:
+            return f"adaptive_avg_pool{len(self.size)}d", (self.output,)
+        arguments = (self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
+        return f"avg_pool{len(self.size)}d", arguments if len(self.size) == 1 else (*arguments, self.divisor)
 
     def input(self, device: str, dtype: torch.dtype) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         shape = (self.batch, self.channels, *self.size)
         x = torch.randn(shape, generator=generator)
+        if self.values == "positive":
+            x = x.abs()
         if self.values == "ties":
             x = torch.randint(0, 3, shape, generator=generator).float()
         if self.values == "nan-and-infinite":
@@ -152,4 +176,30 @@ POOLINGS = [
     pytest.param(Pooling((9, 7), (3, 3), stride=2, layout="expanded"), id="expanded"),
     pytest.param(Pooling((30,), (5,), stride=2, padding=2, dilation=4, ceil_mode=True), id="1-d"),
     pytest.param(Pooling((5, 6, 7), (3, 3, 2), stride=(2, 1, 2), padding=1, ceil_mode=True), id="3-d"),
+    pytest.param(Pooling((9, 7), output=(4, 3)), id="adaptive"),
+    pytest.param(Pooling((8, 6), output=(4, 2)), id="adaptive-even"),
+    pytest.param(Pooling((8, 7), output=(4, 3), channels=20), id="adaptive-even-on-one-axis"),
+    pytest.param(Pooling((3, 4), output=(7, 6)), id="more-outputs-than-inputs"),
+    pytest.param(Pooling((6, 5), output=(1, 1)), id="adaptive-global"),
+    pytest.param(Pooling((11, 7), output=(3, 5), values="ties"), id="adaptive-ties"),
+    pytest.param(Pooling((11, 7), output=(3, 5), values="nan-and-infinite"), id="adaptive-nan-and-infinite"),
+    pytest.param(Pooling((35, 36), output=(2, 2)), id="adaptive-more-than-256-taps"),
+    pytest.param(Pooling((9, 7), output=(4, 3), batch=0), id="adaptive-empty-batch"),
+    pytest.param(Pooling((9, 7), output=(4, 3), layout="channels_last"), id="adaptive-channels-last"),
+    pytest.param(Pooling((9, 7), output=(4, 3), layout="expanded"), id="adaptive-expanded"),
+    pytest.param(Pooling((17,), output=(5,)), id="adaptive-1-d"),
+    pytest.param(Pooling((5, 6, 7), output=(3, 8, 2)), id="adaptive-3-d"),
+]
+
+AVERAGES = [
+    *(p for p in POOLINGS if p.values[0].dilation == 1),
+    pytest.param(Pooling((9, 10), (3, 3), stride=2, padding=1, ceil_mode=True), id="ragged-edge-in-padding"),
+    pytest.param(Pooling((8, 9), (3, 3), stride=2, padding=1, count_include_pad=False), id="padding-not-counted"),
+    pytest.param(
+        Pooling((10, 11), (2, 3), stride=(3, 2), padding=(1, 0), ceil_mode=True, count_include_pad=False),
+        id="ragged-edge-not-counted",
+    ),
+    pytest.param(Pooling((9, 7), (3, 2), stride=2, padding=1, divisor=7), id="divisor"),
+    pytest.param(Pooling((9, 7), (3, 3), stride=2, ceil_mode=True, divisor=-2), id="negative-divisor"),
+    pytest.param(Pooling((30,), (5,), stride=2, padding=2, ceil_mode=True), id="average-1-d"),
 ]

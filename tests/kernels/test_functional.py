@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import kernels
 from kernels import functional
-from tests.kernels.problems import CONVOLUTIONS, POOLINGS, lay_out
+from tests.kernels.problems import AVERAGES, CONVOLUTIONS, POOLINGS, lay_out
 
 BACKENDS = [
     pytest.param("triton", marks=pytest.mark.skipif(not kernels.backend.AVAILABLE, reason="no triton")),
@@ -24,17 +24,25 @@ def backend(request):
         yield request.param
 
 
-@pytest.mark.parametrize("name", ["max_pool1d", "max_pool2d", "max_pool3d"])
-def test_pooling_signatures_are_torchs(name):
-    theirs = inspect.signature(getattr(F, name + "_with_indices"))
-    assert list(inspect.signature(getattr(functional, name)).parameters) == list(theirs.parameters)
+def documented(name: str) -> list[str]:
+    arguments = re.search(r"\((.*?)\) -> Tensor", getattr(F, name).__doc__)[1]
+    return [part.split("=")[0].strip() for part in arguments.split(",")]
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_pooling_signatures_are_torchs(axes):
+    def ours(name: str) -> list[str]:
+        return list(inspect.signature(getattr(functional, name)).parameters)
+
+    for name in (f"max_pool{axes}d", f"adaptive_max_pool{axes}d"):
+        assert ours(name) == list(inspect.signature(getattr(F, name + "_with_indices")).parameters)
+    assert ours(f"avg_pool{axes}d") == documented(f"avg_pool{axes}d")
+    assert ours(f"adaptive_avg_pool{axes}d") == documented("adaptive_avg_pool1d")
 
 
 def test_convolution_signatures_are_torchs():
     for name in ("conv1d", "conv2d", "conv3d"):
-        documented = re.search(r"\((.*?)\) -> Tensor", getattr(F, name).__doc__)[1]
-        names = [part.split("=")[0].strip() for part in documented.split(",")]
-        assert list(inspect.signature(getattr(functional, name)).parameters) == [*names, "activation"]
+        assert list(inspect.signature(getattr(functional, name)).parameters) == [*documented(name), "activation"]
 
 
 @pytest.mark.parametrize("problem", [p for p in CONVOLUTIONS if p.values[0].padding != "full" and p.values[0].kernel])
@@ -53,14 +61,48 @@ def test_convolution_gives_torchs_output(problem, backend, device):
 @pytest.mark.parametrize("problem", [p for p in POOLINGS if p.values[0].values != "nan-and-infinite"])
 def test_pooling_gives_torchs_output_and_indices(problem, backend, device):
     x = problem.input(device, torch.float32)
-    name = f"max_pool{len(problem.size)}d"
-    arguments = (problem.kernel, problem.stride, problem.padding, problem.dilation, problem.ceil_mode, True)
+    name, arguments = problem.max_call
     y, index = getattr(functional, name)(x, *arguments)
     expected, expected_index = getattr(F, name)(x, *arguments)
     assert torch.equal(y, expected) and torch.equal(index, expected_index)
     if problem.batch:
         y, index = getattr(functional, name)(x[0], *arguments)
         assert torch.equal(y, expected[0]) and torch.equal(index, expected_index[0])
+
+
+@pytest.mark.parametrize("problem", [p for p in AVERAGES if p.values[0].values != "nan-and-infinite"])
+def test_average_pooling_gives_torchs_output(problem, backend, device):
+    x = problem.input(device, torch.float64)
+    name, arguments = problem.average_call
+    expected = getattr(F, name)(x, *arguments)
+    torch.testing.assert_close(getattr(functional, name)(x, *arguments), expected)
+    if problem.batch:
+        torch.testing.assert_close(getattr(functional, name)(x[0], *arguments), expected[0])
+
+
+def test_an_adaptive_output_size_may_leave_out_extents(backend, device):
+    x = torch.randn(2, 3, 5, 7, device=device)
+    assert functional.adaptive_avg_pool2d(x, (None, 3)).shape == (2, 3, 5, 3)
+    assert torch.equal(functional.adaptive_max_pool2d(x, (2, None)), F.adaptive_max_pool2d(x, (2, None)))
+    assert torch.equal(functional.adaptive_max_pool1d(x[0], None), x[0])
+    assert functional.adaptive_avg_pool2d(x, (0, 3)).shape == (2, 3, 0, 3)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)], ids=["no-batch", "no-channels"])
+def test_empty_inputs_are_taken_where_torch_takes_them(shape, axes, backend, device):
+    x = torch.ones(*shape, *[6] * axes, device=device, requires_grad=True)
+    for name in (f"max_pool{axes}d", f"avg_pool{axes}d", f"adaptive_max_pool{axes}d", f"adaptive_avg_pool{axes}d"):
+        try:
+            expected = getattr(F, name)(x, 4)
+        except RuntimeError:
+            with pytest.raises(ValueError, match=f"{name}: input must have no extent of 0 but the batch's"):
+                getattr(functional, name)(x, 4)
+        else:
+            y = getattr(functional, name)(x, 4)
+            assert y.shape == expected.shape
+            if 0 not in shape[1:] or backend == "triton":  # torch's own gradient refuses no channels
+                assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
 
 
 @pytest.mark.parametrize("shape", [(3, 12), (2, 12, 5), (2, 12, 4, 3), (2, 12, 2, 3, 4)], ids=str)
@@ -81,8 +123,9 @@ def test_memory_format_is_kept(layout, backend, device):
     x = lay_out(torch.randn(2, 4, 6, 6, device=device), layout).requires_grad_()
     y = functional.conv2d(x, torch.randn(8, 4, 3, 3, device=device), activation="relu")
     pooled = functional.cross_channel_max_pool(functional.max_pool2d(y, 2), 2)
+    means = functional.avg_pool2d(y, 2), functional.adaptive_avg_pool2d(y, 3), functional.adaptive_max_pool2d(y, 3)
     kept = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    assert y.is_contiguous(memory_format=kept) and pooled.is_contiguous(memory_format=kept)
+    assert all(t.is_contiguous(memory_format=kept) for t in (y, pooled, *means))
 
 
 def test_what_counts_as_an_int_is_taken(backend, device):
@@ -159,6 +202,45 @@ X, W = torch.zeros(2, 4, 8, 8), torch.zeros(6, 4, 3, 3)
         (lambda f: f.max_pool2d(X, 9), ValueError, r"max_pool2d: the window is larger than the padded input"),
         (lambda f: f.max_pool2d(X, 2, padding=2), ValueError, r"at most half of kernel_size, got 2 for 2"),
         (lambda f: f.max_pool2d(X, 2, stride=0), ValueError, r"stride must be an int or 2 ints, each >= 1, got 0"),
+        (lambda f: f.avg_pool2d(None, 2), TypeError, r"avg_pool2d: input must be a torch.Tensor, got NoneType"),
+        (lambda f: f.avg_pool2d(X.long(), 2), TypeError, r"avg_pool2d: input must be float16,.* got int64"),
+        (lambda f: f.avg_pool2d(X[0, 0], 2), ValueError, r"avg_pool2d: input must be"),
+        (
+            lambda f: f.avg_pool3d(X, (5, 3, 3), padding=1),
+            ValueError,
+            r"avg_pool3d: kernel_size must be at most the input's \(4, 8, 8\), got \(5, 3, 3\)",
+        ),
+        (lambda f: f.avg_pool3d(X, 9), ValueError, r"avg_pool3d: the window is larger than the padded input"),
+        (
+            lambda f: f.avg_pool2d(X, 2, padding=2),
+            ValueError,
+            r"avg_pool2d: padding must be at most half of kernel_size",
+        ),
+        (
+            lambda f: f.avg_pool1d(X[0], 2, stride=0),
+            ValueError,
+            r"avg_pool1d: stride must be an int or 1 ints, .* got 0",
+        ),
+        (
+            lambda f: f.avg_pool2d(X, 2, divisor_override=0),
+            ValueError,
+            r"avg_pool2d: divisor_override must be None or an int other than 0, got 0",
+        ),
+        (lambda f: f.avg_pool3d(X, 2, divisor_override=2.5), ValueError, r"divisor_override must be .* got 2.5"),
+        (lambda f: f.avg_pool2d(X[..., :0], 1), ValueError, r"no extent of 0 but the batch's, got \(2, 4, 8, 0\)"),
+        (lambda f: f.adaptive_avg_pool2d(X[:, :, :0], 1), ValueError, r"no extent of 0 .*, got \(2, 4, 0, 8\)"),
+        (lambda f: f.adaptive_max_pool2d(X[:, :0], 1), ValueError, r"no extent of 0 .*, got \(2, 0, 8, 8\)"),
+        (lambda f: f.adaptive_max_pool2d(None, 2), TypeError, r"adaptive_max_pool2d: input must be a torch.Tensor"),
+        (lambda f: f.adaptive_max_pool2d(X[0, 0], 2), ValueError, r"adaptive_max_pool2d: input must be"),
+        (
+            lambda f: f.adaptive_max_pool2d(X, -1),
+            ValueError,
+            r"output_size must be an int or 2 ints or None, each >= 0, got -1",
+        ),
+        (lambda f: f.adaptive_avg_pool2d(X, (3,)), ValueError, r"output_size must be .* got \(3,\)"),
+        (lambda f: f.adaptive_avg_pool2d(X, (3, 3, 3)), ValueError, r"output_size must be .* got \(3, 3, 3\)"),
+        (lambda f: f.adaptive_avg_pool2d(X, 2.0), ValueError, r"output_size must be .* got 2.0"),
+        (lambda f: f.adaptive_avg_pool2d(X, "all"), ValueError, r"output_size must be .* got 'all'"),
         (lambda f: f.linear(X, W[0, 0, :, :2]), ValueError, r"linear: input must have 2 features, got 8"),
         (lambda f: f.linear(X, W), ValueError, r"weight \[out, in\]"),
         (lambda f: f.cross_channel_max_pool(X, 3), ValueError, r"pool_size must divide the channels, got 3"),

@@ -17,6 +17,29 @@ PAIRS = [
     pytest.param(layers.MaxPool1d(3, 2), nn.MaxPool1d(3, 2), (2, 4, 9), id="MaxPool1d"),
     pytest.param(layers.MaxPool2d(2), nn.MaxPool2d(2), (2, 4, 6, 5), id="MaxPool2d"),
     pytest.param(layers.MaxPool3d(2, ceil_mode=True), nn.MaxPool3d(2, ceil_mode=True), (1, 2, 4, 4, 3), id="MaxPool3d"),
+    pytest.param(layers.AvgPool1d(3, 2, 1), nn.AvgPool1d(3, 2, 1), (2, 4, 9), id="AvgPool1d"),
+    pytest.param(
+        layers.AvgPool2d(3, padding=1, count_include_pad=False),
+        nn.AvgPool2d(3, padding=1, count_include_pad=False),
+        (2, 4, 6, 5),
+        id="AvgPool2d",
+    ),
+    pytest.param(
+        layers.AvgPool3d(2, divisor_override=3), nn.AvgPool3d(2, divisor_override=3), (1, 2, 4, 4, 3), id="AvgPool3d"
+    ),
+    pytest.param(layers.AdaptiveMaxPool1d(4), nn.AdaptiveMaxPool1d(4), (2, 4, 9), id="AdaptiveMaxPool1d"),
+    pytest.param(
+        layers.AdaptiveMaxPool2d((4, None)), nn.AdaptiveMaxPool2d((4, None)), (2, 4, 6, 5), id="AdaptiveMaxPool2d"
+    ),
+    pytest.param(layers.AdaptiveMaxPool3d(2), nn.AdaptiveMaxPool3d(2), (1, 2, 4, 4, 3), id="AdaptiveMaxPool3d"),
+    pytest.param(layers.AdaptiveAvgPool1d(4), nn.AdaptiveAvgPool1d(4), (2, 4, 9), id="AdaptiveAvgPool1d"),
+    pytest.param(layers.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(1), (2, 4, 6, 5), id="AdaptiveAvgPool2d"),
+    pytest.param(
+        layers.AdaptiveAvgPool3d((2, 5, None)),
+        nn.AdaptiveAvgPool3d((2, 5, None)),
+        (1, 2, 4, 4, 3),
+        id="AdaptiveAvgPool3d",
+    ),  # fmt: skip
 ]
 
 
@@ -34,6 +57,15 @@ def test_copies_and_pickles(ours, theirs, shape):
     for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         assert repr(twin) == repr(ours)
         assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), ours.parameters(), strict=True))
+
+
+def test_adaptive_maxima_come_with_indices_where_asked_for(device, triton_only):
+    x = torch.randn(2, 4, 9, 7, device=device)
+    for ours, theirs in (
+        (layers.AdaptiveMaxPool2d((4, 3), return_indices=True), nn.AdaptiveMaxPool2d((4, 3), return_indices=True)),
+        (layers.MaxPool2d(3, return_indices=True), nn.MaxPool2d(3, return_indices=True)),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(ours(x), theirs(x), strict=True))
 
 
 def test_is_initialised_as_torch_initialises():

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kernels import functional, layers
 from kernels.shape import POINT
-from tests.kernels.problems import CONVOLUTIONS, POOLINGS, Pooling, Problem, lay_out
+from tests.kernels.problems import AVERAGES, CONVOLUTIONS, POOLINGS, Pooling, Problem, lay_out
 
 ops = pytest.importorskip("kernels.ops", reason="triton is not installed")
 conv = pytest.importorskip("kernels.conv", reason="triton is not installed")
@@ -16,7 +16,10 @@ conv = pytest.importorskip("kernels.conv", reason="triton is not installed")
 pytestmark = pytest.mark.usefixtures("triton_only")
 NAMES = "stem-7x7-stride-2 grouped channels-last same-even-window linear 1-d 3-d-channels-last expanded".split()
 FEW = [p for p in CONVOLUTIONS if p.id in NAMES]
-FEW_POOLINGS = [p for p in POOLINGS if p.id in ("overlapping", "dilated", "channels-last", "1-d", "3-d")]
+POOLING_NAMES = "overlapping dilated channels-last 1-d 3-d adaptive adaptive-channels-last adaptive-1-d".split()
+FEW_POOLINGS = [p for p in POOLINGS if p.id in POOLING_NAMES]
+AVERAGE_NAMES = "ragged-edge-not-counted divisor channels-last 3-d adaptive adaptive-channels-last average-1-d".split()
+FEW_AVERAGES = [p for p in AVERAGES if p.id in AVERAGE_NAMES]
 
 
 def arguments(problem: Problem, device: str, dtype: torch.dtype = torch.float32):
@@ -26,7 +29,11 @@ def arguments(problem: Problem, device: str, dtype: torch.dtype = torch.float32)
 
 
 def pool_arguments(problem: Pooling) -> list[list[int]]:
-    return [problem.window.flat, list(problem.window.output_size(problem.size, problem.ceil_mode))]
+    return [problem.window.flat, list(problem.output_size)]
+
+
+def average_arguments(problem: Pooling) -> list:
+    return [*pool_arguments(problem), problem.divisor or 0, problem.count_include_pad]
 
 
 @pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
@@ -61,17 +68,27 @@ def test_opcheck_of_the_pooling_operators(problem, device):
     x = problem.input(device, torch.float32)
     y, taps = ops.max_pool(x, *pool_arguments(problem))
     torch.library.opcheck(ops.max_pool, (x.requires_grad_(), *pool_arguments(problem)))
-    torch.library.opcheck(ops.max_pool_gradient, (y.detach(), taps, problem.window.flat, list(problem.size)))
+    dy = torch.randn_like(y).requires_grad_()
+    torch.library.opcheck(ops.max_pool_gradient, (dy, taps, problem.window.flat, list(problem.size)))
+
+
+@pytest.mark.parametrize("problem", FEW_AVERAGES)
+def test_opcheck_of_the_average_operators(problem, device):
+    x = problem.input(device, torch.float32).requires_grad_()
+    window, _, *how = average_arguments(problem)
+    dy = torch.randn_like(ops.average_pool(x, *average_arguments(problem))).requires_grad_()
+    torch.library.opcheck(ops.average_pool, (x, *average_arguments(problem)))
+    torch.library.opcheck(ops.average_pool_gradient, (dy, window, list(problem.size), *how))
 
 
 def test_every_operator_is_checked():
-    """The two tests above, and those of batch norm, name every operator that is registered."""
+    """The tests above, and those of batch norm, name every operator that is registered."""
     registered = {
         name.removeprefix("convnets::") for name in torch._C._dispatch_get_all_op_names() if "convnets::" in name
     }
     assert registered == {
-        "batch_norm", "batch_norm_gradient", "convolution", "convolution_max", "convolution_transpose",
-        "convolution_weight_gradient", "max_pool", "max_pool_gradient"
+        "average_pool", "average_pool_gradient", "batch_norm", "batch_norm_gradient", "convolution",
+        "convolution_max", "convolution_transpose", "convolution_weight_gradient", "max_pool", "max_pool_gradient",
     }  # fmt: skip
     functional.linear(torch.ones(1, 1), torch.ones(1, 1))
 
@@ -88,7 +105,31 @@ def test_gradcheck_of_convolution(problem, relu, device):
 @pytest.mark.parametrize("problem", FEW_POOLINGS)
 def test_gradcheck_of_pooling(problem, device):
     x = problem.input(device, torch.float64).requires_grad_()
-    assert gradcheck(lambda x: ops.max_pool(x, *pool_arguments(problem))[0], [x], fast_mode=True)
+    pool = lambda x: ops.max_pool(x, *pool_arguments(problem))[0]  # noqa: E731
+    assert gradcheck(pool, [x], fast_mode=True) and gradgradcheck(pool, [x], fast_mode=True)
+
+
+@pytest.mark.parametrize("problem", FEW_AVERAGES)
+def test_gradcheck_of_the_average(problem, device):
+    x = problem.input(device, torch.float64).requires_grad_()
+    pool = lambda x: ops.average_pool(x, *average_arguments(problem))  # noqa: E731
+    assert gradcheck(pool, [x], fast_mode=True) and gradgradcheck(pool, [x], fast_mode=True)
+
+
+@pytest.mark.parametrize("problem", [p for p in FEW_POOLINGS if p.id in ("overlapping", "adaptive", "adaptive-1-d")])
+def test_second_derivatives_are_torchs(problem, device):
+    """Of a penalty on the gradient, by which a loss needs the gradient's own gradient."""
+    results = []
+    for functions in (functional, F):
+        x = problem.input(device, torch.float64).requires_grad_()
+        penalty = 0
+        for name, arguments in (problem.max_call, problem.average_call):
+            y = getattr(functions, name)(x, *arguments)
+            y = (y[0] if isinstance(y, tuple) else y).pow(3).sum()
+            (dx,) = torch.autograd.grad(y, x, create_graph=True)
+            penalty = penalty + dx.square().sum()
+        results += torch.autograd.grad(penalty, x)
+    torch.testing.assert_close(*results)
 
 
 def test_gradcheck_of_cross_channel_pooling(device):
@@ -142,6 +183,9 @@ def network() -> torch.nn.Sequential:
         layers.Conv2d(1, 6, 5, padding="same", activation="relu"),
         layers.MaxPool2d(3, 2),
         layers.CrossChannelMaxPool(2),
+        layers.AvgPool2d(2, 1, 1, count_include_pad=False),
+        layers.AdaptiveMaxPool2d((3, None)),
+        layers.AdaptiveAvgPool2d(3),
         torch.nn.Flatten(),
         layers.Linear(27, 4, activation="relu"),
     )
@@ -180,6 +224,9 @@ def test_outputs_can_be_changed_in_place_as_torchs_can(layout, device):
         layers.Conv2d(4, 4, 3, padding=1),
         layers.Conv2d(4, 1, 6),
         layers.MaxPool2d(2),
+        layers.AvgPool2d(1),
+        layers.AdaptiveMaxPool2d(4),
+        layers.AdaptiveAvgPool2d(None),
         layers.CrossChannelMaxPool(2),
         torch.nn.Sequential(torch.nn.Flatten(), layers.Linear(144, 3)),
     ):

@@ -1,5 +1,7 @@
 """Problems that nobody thought of: hypothesis draws windows, and all gradients must be the float64 twin's."""
 
+import operator
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -9,7 +11,7 @@ from kernels.tuning import Tile, use_tile
 from tests.conftest import DEVICE
 from tests.kernels.problems import LAYOUTS, Pooling, Problem
 from tests.kernels.test_conv import check as check_convolution
-from tests.kernels.test_pool import check as check_pooling
+from tests.kernels.test_pool import check_average, check_max
 
 pytest.importorskip("kernels.conv", reason="triton is not installed")
 pytestmark = pytest.mark.usefixtures("triton_only")
@@ -41,9 +43,9 @@ def convolutions(draw) -> Problem:
 
 
 @st.composite
-def poolings(draw) -> Pooling:
+def poolings(draw, dilated: bool) -> Pooling:
     axes = draw(st.integers(1, 3))
-    kernel, dilation = draw(per_axis(axes, 1, 4)), draw(per_axis(axes, 1, 3))
+    kernel, dilation = draw(per_axis(axes, 1, 4)), draw(per_axis(axes, 1, 3 if dilated else 1))
     padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
     problem = Pooling(
         size=draw(per_axis(axes, 1, {1: 40, 2: 12, 3: 6}[axes])),
@@ -52,6 +54,8 @@ def poolings(draw) -> Pooling:
         padding=padding,
         dilation=dilation,
         ceil_mode=draw(st.booleans()),
+        count_include_pad=draw(st.booleans()),
+        divisor=draw(st.sampled_from((None, None, 3))),
         channels=draw(st.integers(1, 20)),
         values=draw(st.sampled_from(("normal", "ties", "nan-and-infinite"))),
         layout=draw(st.sampled_from(LAYOUTS if axes > 1 else ("contiguous", "strided", "expanded"))),
@@ -59,6 +63,19 @@ def poolings(draw) -> Pooling:
     assume(all(extent >= 1 for extent in problem.window.output_size(problem.size, problem.ceil_mode)))
     assume(all(p == 0 or d <= extent for d, extent, p in zip(dilation, problem.size, padding, strict=True)))
     return problem
+
+
+@st.composite
+def adaptive_poolings(draw) -> Pooling:
+    axes = draw(st.integers(1, 3))
+    most = {1: 40, 2: 12, 3: 6}[axes]
+    return Pooling(
+        size=draw(per_axis(axes, 1, most)),
+        output=draw(per_axis(axes, 1, most)),
+        channels=draw(st.integers(1, 20)),
+        values=draw(st.sampled_from(("normal", "ties", "nan-and-infinite"))),
+        layout=draw(st.sampled_from(LAYOUTS if axes > 1 else ("contiguous", "strided", "expanded"))),
+    )
 
 
 @settings(max_examples=60)
@@ -75,6 +92,20 @@ def test_convolution_on_small_blocks(problem, tile):
 
 
 @settings(max_examples=60)
-@given(problem=poolings(), dtype=st.sampled_from((torch.float32, torch.float64, torch.bfloat16)))
+@given(problem=poolings(dilated=True), dtype=st.sampled_from((torch.float32, torch.float64, torch.bfloat16)))
 def test_max_pooling(problem, dtype):
-    check_pooling(problem, dtype, DEVICE)
+    check_max(problem, dtype, DEVICE)
+
+
+@settings(max_examples=50)
+@given(problem=poolings(dilated=False), dtype=st.sampled_from((torch.float32, torch.float64, torch.bfloat16)))
+def test_average_pooling(problem, dtype):
+    assume(len(problem.size) < 3 or all(map(operator.le, problem.kernel, problem.size)))  # else torch refuses it
+    check_average(problem, dtype, DEVICE)
+
+
+@settings(max_examples=50)
+@given(problem=adaptive_poolings(), dtype=st.sampled_from((torch.float32, torch.float64, torch.bfloat16)))
+def test_adaptive_pooling(problem, dtype):
+    check_max(problem, dtype, DEVICE)
+    check_average(problem, dtype, DEVICE)

@@ -35,9 +35,21 @@ def test_taps_that_reach_an_input_are_the_lattice_that_the_window_says(stride, d
         reaching = [tap for tap in range(7) if (position - tap * dilation) % stride == 0]
         first = position % stride // common * inverse % every
         assert reaching == ([] if position % common else list(range(first, 7, every)))
-        assert len(reaching) <= window.reach[0]
+        assert len(reaching) <= window.reach((12,), (1,))[0]
         outputs = [(position - tap * dilation) // stride for tap in reaching]
         assert all(b - a == window.back[0] for a, b in itertools.pairwise(outputs))
+
+
+def test_parts_that_a_grid_is_divided_into_are_those_that_the_window_says():
+    for extent, parts in itertools.product(range(1, 14), range(1, 14)):
+        members = [range(p * extent // parts, -(-(p + 1) * extent // parts)) for p in range(parts)]
+        window = Window.dividing((extent,), (parts,))
+        assert all(1 <= len(member) <= window.kernel[0] for member in members)
+        assert (len(set(map(len, members))) == 1) >= (not window.fixed_where_even((extent,), (parts,)).adaptive)
+        for i in range(extent):
+            reaching = [p for p, member in enumerate(members) if i in member]
+            assert reaching == list(range(i * parts // extent, -(-(i + 1) * parts // extent)))
+            assert len(reaching) <= window.reach((extent,), (parts,))[0]
 
 
 def test_named_padding():
