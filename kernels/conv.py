@@ -109,13 +109,14 @@ def _multiply_accumulate(
     x_row, y_row, weight_row,  # pointers to tap 0: [BM, 1 or BN], the ReLU output that masks x or None, [BN, 1]
     origin, size, row_valid, column_valid,  # coordinates (3) of tap 0, [BM, 1], on a grid of `size` (3); which exist
     taps, first, EVERY: tl.constexpr, STEP: tl.constexpr,  # a tap's number is first + j * EVERY, j < taps, at j * STEP
+    steps,  # blocks of the reduced axis, or None
     tile, TILE_STRIDE: tl.constexpr, TAP_STRIDE: tl.constexpr, CHANNEL_STRIDE: tl.constexpr,  # tile of tap 0 or None
     WINDOW: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     DOT: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """acc + (rows under the window) @ (weight rows)^T: the product that convolution and its transpose share."""
     count = taps[0] * taps[1] * taps[2] * CHANNELS
-    for block in range(grid.cdiv(count, BK)):
+    for block in range(grid.cdiv(count, BK) if steps is None else steps):
         tap, channel, in_window = _tap_and_channel(block, count, CHANNELS, BK)
         d = (tap // (taps[1] * taps[2])).to(INDEX)
         h = tap // taps[2] % taps[1]
@@ -156,11 +157,13 @@ def _modulo(a, b):
     return (a % b + b) % b
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"])
 def _forward_kernel(
     x_ptr, weight_ptr, bias_ptr, residual_ptr,  # [N, D, H, W, G*C], [T*G*O*J, taps, C], [T*G*O*J] and as y, or None
     y_ptr, winner_ptr,  # [N, P, Q, R, G*O], the same or None
     blocks, batch, x_size, full_size, y_size,  # of rows, N, (D, H, W), (P, Q, R) before and after pooling
+    steps,  # of a product inside the loop over candidates: not known when compiled, as Triton 3.9 can fail on sm_100
+    # where it is one and the inner loop dissolves; None where there is one candidate
     WINDOW: tl.constexpr, POOL: tl.constexpr, MAXOUT: tl.constexpr,  # Windows of three axes, J
     CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, RELU: tl.constexpr,  # C, O after maxout
     ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
@@ -202,7 +205,7 @@ def _forward_kernel(
             None,
             weight_ptr + (output.to(INDEX) * (WINDOW.taps * CHANNELS))[:, None],
             (d, h, w), x_size, load_valid, column_valid[:, None],
-            WINDOW.kernel, (0, 0, 0), (1, 1, 1), WINDOW.dilation,
+            WINDOW.kernel, (0, 0, 0), (1, 1, 1), WINDOW.dilation, steps,
             None, 0, CHANNELS, 1, WINDOW, CHANNELS, PRECISION, INDEX, DOT, BK if DOT else 1,
         )  # fmt: skip
         if bias_ptr is not None:
@@ -281,7 +284,7 @@ def _transpose_kernel(
         None if y_ptr is None else y_ptr + dy_row,
         weight_ptr + weight_row,
         origin, y_size, load_valid, column_valid[:, None],
-        (taps_d, taps_h, taps_w), (first_d, first_h, first_w), WINDOW.every, WINDOW.back,
+        (taps_d, taps_h, taps_w), (first_d, first_h, first_w), WINDOW.every, WINDOW.back, None,
         None if WINDOW.tiles == 1 else (p, q, r), WINDOW.groups * OUTPUTS * WINDOW.taps * CHANNELS,
         CHANNELS, WINDOW.taps * CHANNELS, WINDOW, OUTPUTS, PRECISION, INDEX, DOT, BK if DOT else 1,
     )  # fmt: skip
@@ -414,6 +417,7 @@ def _forward(
         None if residual is None else channels_last(residual),
         y_last, None if winners is None else channels_last(winners),
         blocks, x.shape[0], tuple(x_last.shape[1:4]), full_size, tuple(y_last.shape[1:4]),
+        None if winners is None else triton.cdiv(window.taps * channels, tile.k if tile.dot else 1),
         WINDOW=wide, POOL=pool.lifted(), MAXOUT=maxout, CHANNELS=channels, OUTPUTS=outputs, RELU=relu,
         **_arithmetic(window, x, weight, y), **tile.constants,
     )  # fmt: skip

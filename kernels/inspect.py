@@ -120,15 +120,22 @@ def _read(kernel: Any, target: Target, constants: dict[str, Any]) -> Compiled:
 
 
 def _read_cubin(kernel: Any) -> tuple[int, int, bool]:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tensor_cores = bool(re.search(r"\b(mma\.sync|wgmma|tcgen05\.mma)", kernel.asm["ptx"]))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-        # a thread's local memory and stack hold what is spilled, as the kernels have no arrays and call nothing
-    registers, local = (int(re.search(rf"\b{field}:(\d+)", usage)[1]) for field in ("REG", "LOCAL"))
-    stack = int(re.search(r"\bSTACK:(\d+)", usage)[1])
-    return registers, local + stack, bool(re.search(r"\b(mma\.sync|wgmma|tcgen05\.mma)", kernel.asm["ptx"]))
+        usage = _run_tool("cuobjdump", "-res-usage", file.name)
+        registers, local, stack = (int(re.search(rf"\b{field}:(\d+)", usage)[1]) for field in ("REG", "LOCAL", "STACK"))
+        spills = local + stack  # all there is to keep in memory, as the kernels have no arrays and call nothing
+        if spills and not re.search(r"\b(STL|LDL)\b", _run_tool("nvdisasm", "-c", file.name)):
+            spills = 0  # room that was set aside and is not used
+    return registers, spills, tensor_cores
+
+
+def _run_tool(name: str, *arguments: str) -> str:
+    """Output of one of the binary utilities that Triton brings."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def _read_amdgcn(kernel: Any) -> tuple[int, int, bool]:
