@@ -2,15 +2,18 @@ PYTHON ?= python3
 CONFIG ?= experiments/digits.yaml
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# The sanitizer runs on Python 3.12 or newer, and with the Triton that it was made for.
+SANITIZE_PYTHON ?= $(firstword $(foreach python,python3.14 python3.13 python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python),$(shell $(python) -c 'import sys; print(sys.executable) if sys.version_info >= (3, 12) else None' 2>/dev/null)))
+SANITIZER := .venv-sanitize/.installed
 
 # The interpreter of Triton and the BLAS of NumPy would otherwise compete for the same cores.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install fit test ratios lint clean
+.PHONY: help install fit test compile sanitize ratios lint clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## create .venv and install the project into it, once
 
@@ -26,6 +29,18 @@ fit: $(INSTALLED)  ## train the recipe CONFIG through the Triton kernels, on the
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest -n 2
 
+compile: $(INSTALLED)  ## compile every kernel for NVIDIA and AMD GPUs, without one, and check what the binaries need
+	TRITON_DEFAULT_FP_FUSION=1 $(BIN)/python -m tests.compiled
+
+sanitize: $(SANITIZER)  ## run the kernels' IR on the CPU, checking bounds, races and reads of unwritten memory
+	.venv-sanitize/bin/python -m tests.sanitized
+
+$(SANITIZER): pyproject.toml
+	@test -n "$(SANITIZE_PYTHON)" || { echo 'the sanitizer needs Python >= 3.12: name one with make sanitize SANITIZE_PYTHON=...' >&2; exit 1; }
+	$(SANITIZE_PYTHON) -m venv .venv-sanitize
+	.venv-sanitize/bin/python -m pip install ttsem==0.1.0 triton==3.8.0 numpy pytest hypothesis lightning
+	@touch $@
+
 ratios: $(INSTALLED)  ## measure the tiles of the interpreter and the cost of the torch backend, as ratios
 	$(BIN)/python -m tests.ratios
 
@@ -35,5 +50,5 @@ lint: $(INSTALLED)  ## check style, format and types
 	$(BIN)/mypy
 
 clean:  ## remove .venv and caches, keep the logs
-	rm -rf .venv build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-sanitize build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
