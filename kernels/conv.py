@@ -333,7 +333,7 @@ def _weight_gradient_kernel(
     acc = tl.full((BM, COLUMNS), 0.0, ACC)
     bias = tl.full((BM,), 0.0, ACC)
     for position in range(start, tl.minimum(start + run, rows), BK):
-        n, p, q, r = grid.unravel(position + tl.arange(0, BK), counts)
+        n, p, q, r = grid.unravel(position + tl.arange(0, BK).to(INDEX), counts)
         position_valid = n < batch
         p = residue[0] + p * WINDOW.tile[0]
         q = residue[1] + q * WINDOW.tile[1]

@@ -163,21 +163,22 @@ def _depthwise_tile(
 
 
 def _gpu_tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int) -> Tile:
-    """Tiles whose accumulator and addresses fit the registers of every target that the tests compile for.
+    """Tiles whose accumulator and addresses fit the registers of every target that is compiled for.
 
     The block on the (tap, channel) axis divides the channels, if it can, so that it is one tap; where the window is
     folded instead, each element has an address of its own, and the tile is smaller.
     """
     m, n, k = {2: (128, 64, 32), 4: (64, 64, 32), 8: (32, 32, 16)}[dtype.itemsize]
     if operation == "weight_gradient":
-        n = _dividing_block(columns, n, columns * taps)
-        m = _rows_block(rows, m if columns % n == 0 else m // 2)
+        n = _dividing_block(columns, n) or _block(columns * taps, n)
+        folded = columns % n != 0
+        m = _rows_block(rows, m // 2 if folded else m)
         programs = -(-rows // m) * -(-columns * taps // n)
-        return Tile(m, n, k, splits=max(1, min(256 // programs, depth // (8 * k))))
-    k = _dividing_block(depth, k, depth * taps)
-    n = _block(columns, n)
-    warps = 8 if operation != "forward" and n > 32 else 4
-    return Tile(_rows_block(rows, m if depth % k == 0 and n > 16 else m // 2), n, k, warps)
+        return Tile(m, n, k, 4 if folded else 8, splits=max(1, min(256 // programs, depth // (8 * k))))
+    k = _dividing_block(depth, k) or k
+    folded = depth % k != 0
+    n = _block(columns, n // 2 if folded and operation == "transpose" else n)
+    return Tile(_rows_block(rows, m // 2 if folded else m), n, k, 4 if operation == "forward" else 8)
 
 
 def _block(extent: int, most: int) -> int:
@@ -190,10 +191,10 @@ def _rows_block(rows: int, most: int) -> int:
     return most if rows > most // 2 else max(16, most // 4)
 
 
-def _dividing_block(channels: int, most: int, folded: int) -> int:
-    """Largest power of two from 16 to `most` that divides the channels, so that a step is one tap; else fold."""
+def _dividing_block(channels: int, most: int) -> int | None:
+    """Largest power of two from 16 to `most` that divides the channels, so that a step is one tap; else None."""
     largest = min(most, channels & -channels)
-    return largest if largest >= 16 else _block(folded, most)
+    return largest if largest >= 16 else None
 
 
 @functools.cache

@@ -10,13 +10,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 TESTS = {
-    "test_conv.py": "not float64]",
+    "test_conv.py": "small_blocks or channel_by_channel or float16",
     "test_epilogues.py": "not float64 and not derivatives",
+    "test_norm.py": "not float64 and not opcheck and not compile and not clear_line",
     "test_pool.py": "not float64",
-    "test_norm.py": "not float64",
     "test_product.py": "not float64 and not derivatives",
-    "test_connectivity.py": "not derivatives",
-}
+    "test_connectivity.py": "not derivatives and not layers",
+}  # without what compiles a graph, for which torch wants a true GPU
 
 
 def run(name: str) -> tuple[str, subprocess.CompletedProcess]:

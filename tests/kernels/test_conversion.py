@@ -43,13 +43,24 @@ class UNet(nn.Module):
         return self.head(self.up1(torch.cat([self.rise1(up), fine], 1)))
 
 
+def narrow(model: nn.Module) -> nn.Module:
+    """The model with fully connected layers of 64 units instead of 4096, which would take most of the time."""
+    width = 64
+    for index, layer in enumerate(model.classifier):
+        if isinstance(layer, nn.Linear):
+            inputs = width if layer.in_features == 4096 else layer.in_features
+            outputs = width if layer.out_features == 4096 else layer.out_features
+            model.classifier[index] = nn.Linear(inputs, outputs)
+    return model
+
+
 # Images as small as the network takes, of a batch that gives batch norm something to average.
 MODELS = {
     "resnet18": (lambda: zoo.resnet18(num_classes=5), 40),
     "resnet50": (lambda: zoo.resnet50(num_classes=5), 40),
-    "alexnet": (lambda: zoo.alexnet(num_classes=5, dropout=0.0), 63),
+    "alexnet": (lambda: narrow(zoo.alexnet(num_classes=5, dropout=0.0)), 63),
     "googlenet": (lambda: zoo.googlenet(num_classes=5, aux_logits=False, init_weights=False, dropout=0.0), 40),
-    "vgg11": (lambda: zoo.vgg11(num_classes=5, dropout=0.0), 32),
+    "vgg11": (lambda: narrow(zoo.vgg11(num_classes=5, dropout=0.0)), 32),
     "mobilenet_v2": (lambda: zoo.mobilenet_v2(num_classes=5, dropout=0.0), 40),
     "unet": (UNet, 16),
 }

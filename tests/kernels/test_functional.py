@@ -42,6 +42,9 @@ def test_pooling_signatures_are_torchs(axes):
 
 def test_convolution_signatures_are_torchs():
     for name in ("conv1d", "conv2d", "conv3d"):
+        fused = ["activation", "residual", "max_pool", "maxout"]
+        assert list(inspect.signature(getattr(functional, name)).parameters) == [*documented(name), *fused]
+        name = name.replace("conv", "conv_transpose")
         assert list(inspect.signature(getattr(functional, name)).parameters) == [*documented(name), "activation"]
 
 

@@ -7,12 +7,31 @@ import pytest
 import torch
 from torch import nn
 
-from kernels import layers
+from kernels import backend, layers
 
 PAIRS = [
     pytest.param(layers.Conv1d(4, 6, 3, groups=2), nn.Conv1d(4, 6, 3, groups=2), (2, 4, 9), id="Conv1d"),
     pytest.param(layers.Conv2d(4, 6, 3, padding="same"), nn.Conv2d(4, 6, 3, padding="same"), (2, 4, 6, 5), id="Conv2d"),
     pytest.param(layers.Conv3d(2, 3, 2, bias=False), nn.Conv3d(2, 3, 2, bias=False), (1, 2, 4, 4, 3), id="Conv3d"),
+    pytest.param(
+        layers.Conv2d(4, 6, 3, padding=2, stride=2, padding_mode="circular"),
+        nn.Conv2d(4, 6, 3, padding=2, stride=2, padding_mode="circular"),
+        (2, 4, 6, 5),
+        id="Conv2d-circular",
+    ),
+    pytest.param(layers.ConvTranspose1d(4, 6, 3, 2), nn.ConvTranspose1d(4, 6, 3, 2), (2, 4, 9), id="ConvTranspose1d"),
+    pytest.param(
+        layers.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2),
+        nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2),
+        (2, 4, 6, 5),
+        id="ConvTranspose2d",
+    ),
+    pytest.param(
+        layers.ConvTranspose3d(2, 3, 2, dilation=2),
+        nn.ConvTranspose3d(2, 3, 2, dilation=2),
+        (1, 2, 4, 4, 3),
+        id="ConvTranspose3d",
+    ),
     pytest.param(layers.Linear(5, 3), nn.Linear(5, 3), (2, 5), id="Linear"),
     pytest.param(layers.MaxPool1d(3, 2), nn.MaxPool1d(3, 2), (2, 4, 9), id="MaxPool1d"),
     pytest.param(layers.MaxPool2d(2), nn.MaxPool2d(2), (2, 4, 6, 5), id="MaxPool2d"),
@@ -83,10 +102,40 @@ def test_activation_is_applied_and_shown(device, triton_only):
     assert layers.Linear(2, 3, activation="relu").to(device)(torch.ones(1, 2, device=device)).min() >= 0
 
 
+def test_pooling_is_fused_into_the_layer_before_it(device, triton_only):
+    x = torch.randn(2, 3, 8, 8, device=device)
+    for pool in (layers.MaxPool2d(2), nn.MaxPool2d(3, 2, ceil_mode=True), layers.CrossChannelMaxPool(2)):
+        conv = layers.Conv2d(3, 6, 3, activation="relu", pool=pool).to(device)
+        launches = backend.launch_count()
+        y = conv(x)
+        assert backend.launch_count() == launches + 1
+        conv.pool = None
+        torch.testing.assert_close(y, pool(conv(x)))
+        assert list(conv.state_dict()) == ["weight", "bias"]
+    maxout = layers.Linear(3, 6, pool=layers.CrossChannelMaxPool(3)).to(device)
+    assert maxout(x[:, :, 0, 0]).shape == (2, 2)
+
+
+def test_an_output_size_can_be_asked_of_a_transposed_convolution(device, triton_only):
+    x = torch.randn(2, 3, 5, 5, device=device)
+    ours = layers.ConvTranspose2d(3, 4, 3, stride=2).to(device)
+    theirs = nn.ConvTranspose2d(3, 4, 3, stride=2).to(device)
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(x, output_size=[12, 11]), theirs(x, output_size=[12, 11]))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: layers.Conv2d(1, 2, 3, padding_mode="reflect"), "Conv2d: padding_mode must be 'zeros', got 'reflect'"),
+        (
+            lambda: layers.Conv2d(1, 2, 3, padding="full", padding_mode="reflect"),
+            "Conv2d: padding='full' needs padding_mode='zeros', got 'reflect'",
+        ),
+        (lambda: layers.Conv2d(1, 2, 3, pool=nn.MaxPool1d(2)), "Conv2d: pool must be a MaxPool2d without indices or a"),
+        (
+            lambda: layers.Linear(1, 2, pool=nn.MaxPool1d(2)),
+            "Linear: pool must be a CrossChannelMaxPool, got MaxPool1d",
+        ),
         (lambda: layers.Conv2d(1, 2, 3, activation="gelu"), "Conv2d: activation must be None or 'relu', got 'gelu'"),
         (lambda: layers.Linear(1, 2, activation="gelu"), "Linear: activation must be None or 'relu', got 'gelu'"),
         (lambda: layers.CrossChannelMaxPool(0), "CrossChannelMaxPool: pool_size must be an int >= 1, got 0"),

