@@ -438,7 +438,8 @@ def transpose(
     dx = new_channels_last(dy, window.groups * channels, size)
     dy_last, weight_last, dx_last = channels_last(dy), channels_last(weight), channels_last(dx)
     rows = dy.shape[0] * prod(map(triton.cdiv, dx_last.shape[1:4], wide.period))
-    tile = tuning.tile("transpose", dy.dtype, rows, channels, outputs, window.taps, window.groups)
+    operation = "transpose" if wide.tiles == 1 else "transpose_tiled"
+    tile = tuning.tile(operation, dy.dtype, rows, channels, outputs, window.taps, window.groups)
     blocks = triton.cdiv(rows, tile.m)
     backend.launch(
         _transpose_kernel, (prod(wide.period) * blocks * tile.blocks(channels, window.groups),),

@@ -66,7 +66,8 @@ def tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int
     """The tile for one launch: the recorded one, else the heuristic's.
 
     Args:
-        operation: "forward", "forward_max" (pooled as it is computed), "transpose" or "weight_gradient".
+        operation: "forward", "forward_max" (pooled as it is computed), "transpose", "transpose_tiled" (whose kernels
+            take turns) or "weight_gradient".
         rows, columns, depth: extents of the product, of one group: (positions, O, C), (positions, C, O), (O, C,
             positions). The window's taps multiply the depth; in the weight gradient, the columns.
     """
@@ -177,7 +178,8 @@ def _gpu_tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth
         return Tile(m, n, k, 4 if folded else 8, splits=max(1, min(256 // programs, depth // (8 * k))))
     k = _dividing_block(depth, k) or k
     folded = depth % k != 0
-    n = _block(columns, n // 2 if folded and operation == "transpose" else n)
+    narrow = operation == "transpose_tiled" or (folded and operation == "transpose")
+    n = _block(columns, n // 2 if narrow else n)
     return Tile(_rows_block(rows, m // 2 if folded else m), n, k, 4 if operation == "forward" else 8)
 
 

@@ -64,7 +64,7 @@ def convolve(operation: str, problem: Problem, dtype: torch.dtype) -> None:
     elif operation == "forward_max":
         maxout = 2 if problem.outputs // problem.groups % 2 == 0 else 1
         conv.forward_max(x, weight, bias, window, True, POINT, y.shape[2:], maxout)
-    elif operation == "transpose":
+    elif operation.startswith("transpose"):
         conv.transpose(y, weight, on_meta(x.shape[1:2], dtype), y, window, problem.size, True)
     else:
         conv.weight_gradient(x, y, y, window, True)
@@ -89,7 +89,8 @@ def normalise(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 def runs(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
     """Named problems, then one problem for each tile that none of them has."""
     for operation, (name, problem) in itertools.product(OPERATIONS, CONVOLUTIONS.items()):
-        yield name, partial(convolve, operation, problem, dtype)
+        if operation != "transpose_tiled":  # is chosen by a tiled problem
+            yield name, partial(convolve, operation, problem, dtype)
     for name, problem in POOLINGS.items():
         yield name, partial(pooling, problem, dtype)
     for name, shape in NORMS.items():
@@ -103,10 +104,11 @@ def runs(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], No
             continue
         problem = Problem(
             (size, size), (taps, taps), padding=taps // 2, batch=1, channels=groups * channels,
-            outputs=groups * outputs, groups=groups,
+            outputs=groups * outputs, groups=groups, tile=(2, 2) if operation == "transpose_tiled" else (),
         )  # fmt: skip
         extents = {
             "transpose": (size * size, channels, outputs),
+            "transpose_tiled": (size * size // 4, channels, outputs),
             "weight_gradient": (outputs, channels, size * size),
         }.get(operation, (size * size, outputs, channels))
         tile = tuning.heuristic(target, operation, dtype, *extents, taps * taps, groups)
@@ -117,7 +119,7 @@ def runs(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], No
             yield f"{channels} -> {outputs}, {taps}x{taps}", partial(convolve, operation, problem, dtype)
 
 
-OPERATIONS = ("forward", "forward_max", "transpose", "weight_gradient")
+OPERATIONS = ("forward", "forward_max", "transpose", "transpose_tiled", "weight_gradient")
 
 
 def compile_all(target: str, dtype: torch.dtype) -> list[tuple[str, Compiled]]:

@@ -12,7 +12,7 @@ from kernels.tuning import Tile, use_tile
 
 LARGEST_BLOCK = 2**20  # elements, of Triton
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-OPERATIONS = ("forward", "transpose", "weight_gradient")
+OPERATIONS = ("forward", "forward_max", "transpose", "transpose_tiled", "weight_gradient")
 EXTENTS = (1, 3, 16, 37, 96, 512, 4096, 100_352)
 TABLES = sorted(path.name for path in (resources.files("kernels") / "tuned").iterdir())
 
