@@ -35,6 +35,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import backend, grid, tuning
+from kernels import implicit_gemm as gemm
 from kernels.shape import (
     AXES,
     POINT,
@@ -54,109 +55,6 @@ class Cost(NamedTuple):
     bytes: int
 
 
-@backend.device_function
-def _channels(pid, COUNT: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, DOT: tl.constexpr):
-    """Program -> what is left of its number, and a block of channels: group, place in it, which exist, all [BLOCK].
-
-    The channels are of one group, whose number is a scalar; without a matrix product each is of its own.
-    """
-    place = tl.arange(0, BLOCK)
-    if DOT:
-        blocks = grid.cdiv(COUNT, BLOCK)
-        place += pid % blocks * BLOCK
-        group = pid // blocks % GROUPS
-        valid = place < COUNT
-        rest = pid // (blocks * GROUPS)
-    else:
-        blocks = grid.cdiv(COUNT * GROUPS, BLOCK)
-        place += pid % blocks * BLOCK
-        group = place // COUNT
-        valid = place < COUNT * GROUPS
-        rest = pid // blocks
-        place = place % COUNT
-    return rest, group, place, valid
-
-
-@backend.device_function
-def _residue(number, size, PERIOD: tl.constexpr):
-    """Number of a residue of PERIOD (3) -> the residue on each axis, and how many positions of a grid have it."""
-    d = number // (PERIOD[1] * PERIOD[2])
-    h = number // PERIOD[2] % PERIOD[1]
-    w = number % PERIOD[2]
-    counts = (
-        grid.cdiv(size[0] - d, PERIOD[0]), grid.cdiv(size[1] - h, PERIOD[1]), grid.cdiv(size[2] - w, PERIOD[2])
-    )  # fmt: skip
-    return (d, h, w), counts
-
-
-@backend.device_function
-def _tap_and_channel(block, count, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """Block number `block` of the reduced axis of `count` (tap, channel) pairs -> tap, channel and mask.
-
-    tap is a scalar where BLOCK divides CHANNELS and [1, BLOCK] where the window is folded; the others are [1, BLOCK].
-    """
-    k = block * BLOCK + tl.arange(0, BLOCK)[None, :]
-    if CHANNELS % BLOCK == 0:
-        tap = block * BLOCK // CHANNELS
-    else:
-        tap = k // CHANNELS
-    return tap, k - tap * CHANNELS, k < count
-
-
-@backend.device_function
-def _multiply_accumulate(
-    acc,  # [BM, BN]
-    x_row, y_row, weight_row,  # pointers to tap 0: [BM, 1 or BN], the ReLU output that masks x or None, [BN, 1]
-    origin, size, row_valid, column_valid,  # coordinates (3) of tap 0, [BM, 1], on a grid of `size` (3); which exist
-    taps, first, EVERY: tl.constexpr, STEP: tl.constexpr,  # a tap's number is first + j * EVERY, j < taps, at j * STEP
-    steps,  # blocks of the reduced axis, or None
-    tile, TILE_STRIDE: tl.constexpr, TAP_STRIDE: tl.constexpr, CHANNEL_STRIDE: tl.constexpr,  # tile of tap 0 or None
-    WINDOW: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    DOT: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """acc + (rows under the window) @ (weight rows)^T: the product that convolution and its transpose share."""
-    count = taps[0] * taps[1] * taps[2] * CHANNELS
-    for block in range(grid.cdiv(count, BK) if steps is None else steps):
-        tap, channel, in_window = _tap_and_channel(block, count, CHANNELS, BK)
-        d = (tap // (taps[1] * taps[2])).to(INDEX)
-        h = tap // taps[2] % taps[1]
-        w = tap % taps[2]
-
-        mask = row_valid
-        weight_mask = column_valid
-        if CHANNELS % BK != 0:
-            mask = row_valid & in_window
-            weight_mask = column_valid & in_window
-        mask = grid.inside(mask, origin[0], d * STEP[0], size[0], WINDOW.edges[0])
-        mask = grid.inside(mask, origin[1], h * STEP[1], size[1], WINDOW.edges[1])
-        mask = grid.inside(mask, origin[2], w * STEP[2], size[2], WINDOW.edges[2])
-        shift = ((d * STEP[0] * size[1] + h * STEP[1]) * size[2] + w * STEP[2]) * (WINDOW.groups * CHANNELS) + channel
-        x = tl.load(x_row + shift, mask=mask, other=0.0)  # [BM, BK], or [BM, BN] for one channel each
-        if y_row is not None:
-            y = tl.load(y_row + shift, mask=mask, other=0.0)
-            x = tl.where(y <= 0, 0.0, x)
-
-        number = (first[0] + d * EVERY[0]) * WINDOW.kernel[1] + first[1] + h * EVERY[1]
-        number = number * WINDOW.kernel[2] + first[2] + w * EVERY[2]
-        element = number * TAP_STRIDE + channel * CHANNEL_STRIDE
-        if tile is not None:
-            turn = _modulo(tile[0] + d * STEP[0], WINDOW.tile[0]) * WINDOW.tile[1]
-            turn = (turn + _modulo(tile[1] + h * STEP[1], WINDOW.tile[1])) * WINDOW.tile[2]
-            element += (turn + _modulo(tile[2] + w * STEP[2], WINDOW.tile[2])).to(INDEX) * TILE_STRIDE
-        weight = tl.load(weight_row + element, mask=weight_mask, other=0.0)  # [BN, BK]
-        if DOT:
-            acc = tl.dot(x, tl.trans(weight), acc, input_precision=PRECISION, out_dtype=acc.dtype)
-        else:
-            acc += x.to(acc.dtype) * tl.trans(weight).to(acc.dtype)
-    return acc
-
-
-@backend.device_function
-def _modulo(a, b):
-    """a modulo b, >= 0: the remainder of a kernel has the sign of a."""
-    return (a % b + b) % b
-
-
 @triton.jit(do_not_specialize=["steps"])
 def _forward_kernel(
     x_ptr, weight_ptr, bias_ptr, residual_ptr,  # [N, D, H, W, G*C], [T*G*O*J, taps, C], [T*G*O*J] and as y, or None
@@ -170,9 +68,9 @@ def _forward_kernel(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are output positions of one tile, columns output channels; neighbours in the grid share rows.
-    block, group, column, column_valid = _channels(tl.program_id(0), OUTPUTS, WINDOW.groups, BN, DOT)
+    block, group, column, column_valid = gemm.channels(tl.program_id(0), OUTPUTS, WINDOW.groups, BN, DOT)
     tile = block // blocks
-    residue, counts = _residue(tile, y_size, WINDOW.tile)
+    residue, counts = gemm.residue(tile, y_size, WINDOW.tile)
     row = (block % blocks).to(INDEX) * BM + tl.arange(0, BM)
     n, p, q, r = grid.unravel(row, counts)
     row_valid = (n < batch)[:, None]
@@ -199,7 +97,7 @@ def _forward_kernel(
         h = q_full * WINDOW.stride[1] - WINDOW.padding[1][0]
         w = r_full * WINDOW.stride[2] - WINDOW.padding[2][0]
         output = ((tile * WINDOW.groups + group) * OUTPUTS + column) * MAXOUT + candidate % MAXOUT
-        acc = _multiply_accumulate(
+        acc = gemm.multiply_accumulate(
             tl.full((BM, BN), 0.0, ACC),
             x_ptr + grid.offset(n, d, h, w, x_size) * (WINDOW.groups * CHANNELS) + channel,
             None,
@@ -254,8 +152,8 @@ def _transpose_kernel(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are the inputs of one phase (one residue of stride * tile on each axis), which share their taps.
-    block, group, column, column_valid = _channels(tl.program_id(0), CHANNELS, WINDOW.groups, BN, DOT)
-    residue, counts = _residue(block // blocks, x_size, WINDOW.period)
+    block, group, column, column_valid = gemm.channels(tl.program_id(0), CHANNELS, WINDOW.groups, BN, DOT)
+    residue, counts = gemm.residue(block // blocks, x_size, WINDOW.period)
     if block % blocks * BM >= batch * counts[0] * counts[1] * counts[2]:
         return
     first_d, taps_d, p = _phase(residue[0], 0, WINDOW)
@@ -277,8 +175,8 @@ def _transpose_kernel(
     # Accumulate over the phase's taps and output channels.
     origin = (p + u_d * WINDOW.tile[0], q + u_h * WINDOW.tile[1], r + u_w * WINDOW.tile[2])
     dy_row = grid.offset(n, origin[0], origin[1], origin[2], y_size) * (WINDOW.groups * OUTPUTS) + channel
-    weight_row = (group * (OUTPUTS * WINDOW.taps * CHANNELS) + column)[:, None]
-    acc = _multiply_accumulate(
+    weight_row = (group.to(INDEX) * (OUTPUTS * WINDOW.taps * CHANNELS) + column)[:, None]
+    acc = gemm.multiply_accumulate(
         tl.full((BM, BN), 0.0, ACC),
         dy_ptr + dy_row,
         None if y_ptr is None else y_ptr + dy_row,
@@ -315,14 +213,14 @@ def _weight_gradient_kernel(
     COLUMNS: tl.constexpr = BN if DOT else 1
     blocks = grid.cdiv(COUNT, COLUMNS)
     pid = tl.program_id(0)
-    tap, channel, column_valid = _tap_and_channel(pid % blocks, COUNT, CHANNELS, COLUMNS)
+    tap, channel, column_valid = gemm.tap_and_channel(pid % blocks, COUNT, CHANNELS, COLUMNS)
     tap_d = (tap // (WINDOW.kernel[1] * WINDOW.kernel[2])).to(INDEX) * WINDOW.dilation[0] - WINDOW.padding[0][0]
     tap_h = tap // WINDOW.kernel[2] % WINDOW.kernel[1] * WINDOW.dilation[1] - WINDOW.padding[1][0]
     tap_w = tap % WINDOW.kernel[2] * WINDOW.dilation[2] - WINDOW.padding[2][0]
     shift = ((tap_d * x_size[1] + tap_h) * x_size[2] + tap_w) * (WINDOW.groups * CHANNELS) + channel  # [1, COLUMNS]
-    tile, group, output, output_valid = _channels(pid // blocks, OUTPUTS, WINDOW.groups, BM, DOT)
+    tile, group, output, output_valid = gemm.channels(pid // blocks, OUTPUTS, WINDOW.groups, BM, DOT)
     output += group * OUTPUTS
-    residue, counts = _residue(tile, y_size, WINDOW.tile)
+    residue, counts = gemm.residue(tile, y_size, WINDOW.tile)
     start = tl.program_id(1).to(INDEX) * run
     base = group * CHANNELS
     if not DOT:
