@@ -156,6 +156,8 @@ def check_transposed_convolution(
         wrong = f"input must have {weight.shape[0]} channels (weight.shape[0]), got {x.shape[1]}"
     elif not weight.shape[0] or weight.shape[0] % groups:
         wrong = f"groups must divide the input channels, {weight.shape[0]}"
+    elif not outputs:
+        wrong = "weight must give at least one output channel"
     elif bias is not None and bias.shape != (outputs,):
         wrong = f"bias must have shape ({outputs},), got {tuple(bias.shape)}"
     elif min(x.shape[2:]) < 1 or min(size) < 1:
@@ -175,6 +177,14 @@ def check_residual(op: str, residual: Tensor | None, shape: Sequence[int]) -> Te
         raise ValueError(
             f"{op}: residual must have the output's shape {tuple(shape)}, got {tuple(residual.shape)}"
         ) from None
+
+
+def check_broadcast(op: str, a: Tensor, b: Tensor, front: Sequence[int], other: Sequence[int]) -> torch.Size:
+    """The leading axes `front` of a and `other` of b, broadcast; else ValueError."""
+    try:
+        return torch.broadcast_shapes(front, other)
+    except RuntimeError:
+        raise ValueError(f"{op}: leading axes must broadcast, got {tuple(a.shape)} and {tuple(b.shape)}") from None
 
 
 def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -200,7 +210,9 @@ def pooling_window(op: str, pool: IntOrTuple | Mapping[str, Any], axes: int) -> 
     kernel = per_axis(op, "kernel_size", arguments["kernel_size"], axes, least=1)
     stride = arguments.get("stride")
     padding = per_axis(op, "padding", arguments.get("padding", 0), axes, least=0)
-    window = make_window(op, kernel, kernel if stride is None else stride, padding, arguments.get("dilation", 1))
+    window = make_window(
+        op, kernel, kernel if stride in (None, (), []) else stride, padding, arguments.get("dilation", 1)
+    )
     return window, bool(arguments.get("ceil_mode", False))
 
 
@@ -265,7 +277,7 @@ def check_batch_norm(
         wrong = "running_mean and running_var must be given unless training, got None"
     elif training and x.shape[0] * math.prod(x.shape[2:]) == 1:
         wrong = "training needs more than one value per channel"
-    elif eps < 0 or (training and eps == 0):
+    elif not isinstance(eps, int | float) or not eps >= 0 or (training and eps == 0):
         wrong = f"eps must be {'> 0 in training' if training else '>= 0'}, got {eps}"
     else:
         return _check_per_channel(x, parameters, momentum)
@@ -335,9 +347,16 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def refuse_forward_mode(*tensors: Tensor | None) -> None:
-    """Operators of torch.library have no forward-mode derivative, and drop a tangent without a word."""
+    """Operators of torch.library have no forward-mode derivative, and drop a tangent without a word; nor torch.func's.
+
+    Raises:
+        RuntimeError: and names the backend that has them.
+    """
     if torch.compiler.is_compiling():
         return
+    transform = torch._C._functorch.peek_interpreter_stack()
+    if transform is not None and transform.key() != torch._C._functorch.TransformType.Functionalize:
+        raise RuntimeError("torch.func's transforms need the torch backend: use_backend('torch')")
     for t in tensors:
         if t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None:
             raise RuntimeError("forward-mode differentiation needs the torch backend: use_backend('torch')")

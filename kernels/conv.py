@@ -40,6 +40,7 @@ from kernels.shape import (
     AXES,
     POINT,
     Window,
+    accumulator_dtype,
     channels_first,
     channels_last,
     memory_format,
@@ -87,7 +88,7 @@ def _forward_kernel(
     # For each candidate of the pooling, accumulate over taps and input channels; keep the largest.
     CANDIDATES: tl.constexpr = POOL.taps * MAXOUT
     best = tl.full((BM, BN), float("-inf"), ACC)
-    winner = tl.full((BM, BN), -1, tl.int32)
+    winner = tl.full((BM, BN), -1 if CANDIDATES > 1 else 0, tl.int32)
     for candidate in range(CANDIDATES):
         tap = candidate // MAXOUT
         p_full = p * POOL.stride[0] - POOL.padding[0][0] + tap // (POOL.kernel[1] * POOL.kernel[2]) * POOL.dilation[0]
@@ -276,7 +277,8 @@ def forward(
 
     T is the number of the window's tiles, whose kernels stand one after another. -> [N, G*O, *grid].
     """
-    return _forward(x, weight, bias, residual, window, relu, POINT, window.output_size(x.shape[2:]), 1)[0]
+    size = window.output_size(x.shape[2:])
+    return _forward(x, weight, bias, residual, window, relu, POINT, size, 1, winners=False)[0]
 
 
 def forward_max(
@@ -288,20 +290,19 @@ def forward_max(
     Returns:
         [N, G*O / maxout, *size], and which of the window's candidates (tap * maxout + channel) it was.
     """
-    return _forward(x, weight, bias, None, window, relu, pool, size, maxout)
+    return _forward(x, weight, bias, None, window, relu, pool, size, maxout, winners=True)
 
 
 @backend.upcasts_bfloat16
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, window: Window, relu: bool,
-    pool: Window, size: Sequence[int], maxout: int,
+    pool: Window, size: Sequence[int], maxout: int, winners: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     wide, channels = window.lifted(), weight.shape[1]
     outputs = weight.shape[0] // (wide.tiles * window.groups * maxout)
     layout = memory_format(x, weight)
     y = new_channels_last(x, window.groups * outputs, size)
-    candidates = pool.taps * maxout
-    winners = new_channels_last(x, y.shape[1], size, tap_dtype(candidates)) if candidates > 1 else None
+    winners = new_channels_last(x, y.shape[1], size, tap_dtype(pool.taps * maxout)) if winners else None
     x_last, weight_last, y_last = channels_last(x), channels_last(weight), channels_last(y)
     full_size = (1,) * (AXES - window.axes) + window.output_size(x.shape[2:])
     rows = x.shape[0] * prod(map(triton.cdiv, y_last.shape[1:4], wide.tile))
@@ -360,9 +361,9 @@ def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bia
     x_last, dy_last = channels_last(x), channels_last(dy)
     rows = dy.shape[0] * prod(map(triton.cdiv, dy_last.shape[1:4], wide.tile))
     tile = tuning.tile("weight_gradient", x.dtype, outputs, channels, rows, window.taps, window.groups)
-    accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
-    dw = x.new_empty((tile.splits, wide.tiles * dy.shape[1], *wide.kernel, channels), dtype=accumulator)
-    db = x.new_empty((tile.splits, wide.tiles * dy.shape[1] if bias else 0), dtype=accumulator)
+    dtype = accumulator_dtype(x)
+    dw = x.new_empty((tile.splits, wide.tiles * dy.shape[1], *wide.kernel, channels), dtype=dtype)
+    db = x.new_empty((tile.splits, wide.tiles * dy.shape[1] if bias else 0), dtype=dtype)
     columns = triton.cdiv(window.taps * channels, tile.n if tile.dot else 1)
     backend.launch(
         _weight_gradient_kernel, (wide.tiles * columns * tile.blocks(outputs, window.groups, tile.m), tile.splits),

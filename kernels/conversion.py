@@ -1,16 +1,20 @@
 """A copy of any torch model on our layers, with what can be fused, fused.
 
-The layers change their class and nothing else, since ours subclass torch's: parameters, buffers, hooks and names stay.
-Chains are found in the graph that torch.fx traces, once for training and once for evaluation, as a model may do
-different things in the two. A model that cannot be traced keeps its own code, and has its layers replaced all the same.
+Layers change their class and nothing else, since ours subclass torch's: parameters, buffers, hooks and names stay. What
+is fused is found in the graph that torch.fx traces, once for training and once for evaluation, and stands in its calls
+alone, so that a part of the model still does by itself what it did. A model whose trace would not do all that its own
+code does keeps that code.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import operator
+import random
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -22,15 +26,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from kernels import functional, layers
 from kernels.checks import DTYPES
+from kernels.layers.convolution import max_pool_arguments
 
 LAYERS = {getattr(nn, name): getattr(layers, name) for name in layers.__all__ if hasattr(nn, name)}
 FUNCTIONS = {getattr(F, name): getattr(functional, name) for name in functional.__all__ if hasattr(F, name)}
 CONVOLUTIONS = (layers.Conv1d, layers.Conv2d, layers.Conv3d)
 TRANSPOSES = (layers.ConvTranspose1d, layers.ConvTranspose2d, layers.ConvTranspose3d)
 NORMS = (layers.BatchNorm1d, layers.BatchNorm2d, layers.BatchNorm3d)
-POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+HEADS = (*CONVOLUTIONS, *TRANSPOSES, *NORMS, layers.Linear)
+POOLS = (layers.MaxPool1d, layers.MaxPool2d, layers.MaxPool3d)
 RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
+IN_PLACE_ADDS = (operator.iadd, "add_")
 
 
 @dataclass
@@ -59,19 +66,6 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Chain:
-    """What follows a layer and can be fused into it: a residual sum, a ReLU, and the name of a max-pooling layer."""
-
-    residual: bool = False
-    relu: bool = False
-    pool: str | None = None
-
-    def __str__(self) -> str:
-        parts = [("residual", self.residual), ("ReLU", self.relu), ("max pooling", self.pool)]
-        return " + ".join(name for name, present in parts if present)
-
-
-@dataclass(frozen=True)
 class _Source:
     """The code that torch.fx writes for a graph, and the names it uses, in a form that can be copied and pickled."""
 
@@ -92,39 +86,37 @@ class _Source:
         return scope["forward"]
 
 
-class Converted(nn.Module):
-    """A model whose forward is the code of its traced graph, one for training and one for evaluation.
+class Converted:
+    """What a traced model becomes besides its own class: its forward is the code of a graph, one for each mode."""
 
-    Its layers have the names they had, so its state_dict has the same keys. `report` says what was done.
-    """
-
-    def __init__(self, model: nn.Module, graphs: dict[bool, fx.Graph], report: Report) -> None:
-        super().__init__()
-        for name, child in model.named_children():
-            self.add_module(name, child)
-        for name, parameter in model.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-        for name, buffer in model.named_buffers(recurse=False):
-            self.register_buffer(name, buffer, persistent=name not in model._non_persistent_buffers_set)
-        self._sources = {mode: _Source.of(graph) for mode, graph in graphs.items()}
-        self._forwards = {mode: source.compile() for mode, source in self._sources.items()}
-        self.report = report
-        self.training = model.training
+    report: Report
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._forwards[self.training](self, *args, **kwargs)
 
-    def train(self, mode: bool = True) -> Converted:
+    def train(self, mode: bool = True) -> Any:
         if mode not in self._forwards:
             raise RuntimeError("its batch norms were folded into its convolutions: this model is for evaluation only")
         return super().train(mode)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_forwards"}
+    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+        """The class is made when it is needed, and functions made from text cannot be pickled."""
+        state = {name: value for name, value in self.__dict__.items() if name != "_forwards"}
+        return _rebuild, (type(self).__mro__[2],), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forwards = {mode: source.compile() for mode, source in self._sources.items()}
+
+
+@functools.cache
+def _converted_class(kind: type[nn.Module]) -> type:
+    return type(f"Converted{kind.__name__}", (Converted, kind), {})
+
+
+def _rebuild(kind: type[nn.Module]) -> nn.Module:
+    converted = _converted_class(kind)
+    return converted.__new__(converted)
 
 
 def convert(module: nn.Module, *, fold_batch_norm: bool = False) -> nn.Module:
@@ -132,14 +124,15 @@ def convert(module: nn.Module, *, fold_batch_norm: bool = False) -> nn.Module:
 
     Convolutions, transposed convolutions, linear, pooling and batch-norm layers are replaced, as are calls of
     torch.nn.functional by these names. What follows a convolution, a linear layer or a batch norm is fused into it: the
-    sum with a residual, ReLU, and after a convolution max pooling whose windows do not overlap.
+    sum with a residual, ReLU, and after a convolution max pooling whose windows do not overlap. A hook that is set on
+    a part of the copy later on does not run where the part was fused or traced through.
 
     Args:
         fold_batch_norm: for evaluation, multiply each batch norm into the convolution before it. The state_dict then
             lacks the keys of the batch norms.
 
     Returns:
-        The copy, with the attribute `report`.
+        The copy, an instance of the class of `module`, with the attribute `report`.
 
     Raises:
         TypeError: for what is no module.
@@ -149,51 +142,52 @@ def convert(module: nn.Module, *, fold_batch_norm: bool = False) -> nn.Module:
         raise TypeError(f"convert: module must be a torch.nn.Module, got {type(module).__name__}")
     if fold_batch_norm and module.training:
         raise ValueError("convert: fold_batch_norm=True needs a module in evaluation mode: call module.eval() first")
-    model, report = copy.deepcopy(module), Report()
+    if fold_batch_norm and isinstance(module, Converted):
+        raise ValueError("convert: fold_batch_norm=True needs the original module, not a converted one")
+    model = copy.deepcopy(module)
+    if isinstance(model, Converted):
+        return model
+    model.report = report = Report()
     _replace_layers(model, report)
     if type(model) in LAYERS.values():  # has no graph
-        model.report = report
         return model
     try:
+        _check_traceable(model)
         graphs = {mode: _trace(model, mode) for mode in ((False,) if fold_batch_norm else (True, False))}
     except Exception as error:  # tracing runs the model's own code, which may raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        report.untraced = f"torch.fx cannot trace it: {reason}"
+        report.untraced = f"torch.fx cannot trace it: {(str(error) or type(error).__name__).splitlines()[0]}"
         if fold_batch_norm:
             raise ValueError(f"convert: fold_batch_norm=True, but {report.untraced}") from error
         _report_left(report, model.named_modules())
-        model.report = report
         return model
     if fold_batch_norm:
         _fold(model, graphs[False], report)
-    chains = _agreed_chains(model, graphs)
     for graph in graphs.values():
         _replace_functions(graph, report)
-        _fuse(model, graph, chains)
+        _fuse(model, graph, report)
         graph.lint()
-    for name, chain in chains.items():
-        layer = model.get_submodule(name)
-        layer.activation = "relu" if chain.relu else None
-        if chain.pool:
-            layer.pool = model.get_submodule(chain.pool)
-        report.fused[name] = f"{type(layer).__name__} + {chain}"
     called = {node.target for graph in graphs.values() for node in graph.nodes if node.op == "call_module"}
     _report_left(report, [(name, model.get_submodule(name)) for name in sorted(called)])
-    return Converted(model, graphs, report)
+    model._sources = {mode: _Source.of(graph) for mode, graph in graphs.items()}
+    model._forwards = {mode: source.compile() for mode, source in model._sources.items()}
+    model.__class__ = _converted_class(type(model))
+    return model
 
 
 def _replace_layers(model: nn.Module, report: Report) -> None:
     for name, layer in model.named_modules():
-        if type(layer) in LAYERS:
-            odd = [p.dtype for p in layer.parameters() if p.dtype not in DTYPES]
-            if odd:
-                report.left[name] = f"{type(layer).__name__}: {odd[0]} is not supported"
-                continue
-            layer.__class__ = LAYERS[type(layer)]
+        if type(layer) not in LAYERS:
+            continue
+        odd = [p.dtype for p in layer.parameters() if p.dtype not in DTYPES]
+        if odd:
+            report.left[name] = f"{type(layer).__name__}: {odd[0]} is not supported"
+            continue
+        layer.__class__ = LAYERS[type(layer)]
+        if isinstance(layer, HEADS):
             layer.activation = None
-            if isinstance(layer, (*CONVOLUTIONS, layers.Linear)):
-                layer.pool = None
-            report.replaced[name] = type(layer).__name__
+        if isinstance(layer, (*CONVOLUTIONS, layers.Linear)):
+            layer.pool = None
+        report.replaced[name] = type(layer).__name__
 
 
 def _report_left(report: Report, named: Iterable[tuple[str, nn.Module]]) -> None:
@@ -204,6 +198,14 @@ def _report_left(report: Report, named: Iterable[tuple[str, nn.Module]]) -> None
 
 
 class _Tracer(fx.Tracer):
+    """Traces what stands for all of the model's own code, and raises ValueError at what does not."""
+
+    proxy_buffer_attributes = True
+
+    def trace(self, root: nn.Module) -> fx.Graph:
+        self.parameters = {name for name, _ in root.named_parameters(remove_duplicate=False)}
+        return super().trace(root)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if type(m) in LAYERS.values() or super().is_leaf_module(m, module_qualified_name):
             return True
@@ -211,18 +213,70 @@ class _Tracer(fx.Tracer):
             raise ValueError(f"its part {module_qualified_name!r} has hooks, which a graph would not run")
         return False
 
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        if _context() != _AMBIENT:
+            raise ValueError("it changes the gradient mode or autocast on its way")
+        node = super().create_node(kind, *args, **kwargs)
+        if kind == "placeholder" and node.args:
+            raise ValueError(f"its argument {node.target!r} has a default")
+        if kind == "get_attr" and node.target not in self.parameters:
+            raise ValueError(f"its code uses {node.target!r}, a tensor that is no parameter")
+        return node
+
+
+_CASTS = {"cpu": (True, torch.float16), "cuda": (True, torch.bfloat16)}  # unusual, so that most changes are seen
+_AMBIENT = (True, _CASTS)
+
+
+def _context() -> tuple[bool, dict[str, Any]]:
+    return torch.is_grad_enabled(), {
+        device: (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in _CASTS
+    }
+
+
+@contextmanager
+def _autocast() -> Iterator[None]:
+    """Autocast as in _CASTS, whether there is such a device or not: nothing is computed."""
+    _, before = _context()
+    try:
+        _set_autocast(_CASTS)
+        yield
+    finally:
+        _set_autocast(before)
+
+
+def _set_autocast(casts: dict[str, Any]) -> None:
+    for device, (enabled, dtype) in casts.items():
+        torch.set_autocast_enabled(device, enabled)
+        torch.set_autocast_dtype(device, dtype)
+
+
+def _check_traceable(model: nn.Module) -> None:
+    if _hooked(model):
+        raise ValueError("it has hooks, which a graph would not run")
+    for name, part in model.named_modules():
+        inner = any(True for _ in part.children())
+        if inner and type(part).train is not nn.Module.train:
+            raise ValueError(f"{name or 'it'} decides by itself what train() does")
+        if inner and part.training != model.training:
+            raise ValueError(f"its part {name!r} is in another mode, training or evaluation, than the whole")
+
 
 def _trace(model: nn.Module, mode: bool) -> fx.Graph:
     """The graph of `model` in training (True) or evaluation."""
     modes = [(layer, layer.training) for layer in model.modules()]
+    dice = random.getstate(), torch.get_rng_state()
     try:
-        model.train(mode)
-        if _hooked(model):
-            raise ValueError("it has hooks, which a graph would not run")
-        return _Tracer().trace(model)
+        for layer, _ in modes:
+            layer.training = mode
+        with torch.enable_grad(), _autocast():
+            graph = _Tracer().trace(model)
     finally:
         for layer, was in modes:
             layer.training = was
+    if random.getstate() != dice[0] or not torch.equal(torch.get_rng_state(), dice[1]):
+        raise ValueError("its code draws random numbers")
+    return graph
 
 
 def _replace_functions(graph: fx.Graph, report: Report) -> None:
@@ -234,12 +288,15 @@ def _replace_functions(graph: fx.Graph, report: Report) -> None:
 
 def _fold(model: nn.Module, graph: fx.Graph, report: Report) -> None:
     """Multiply batch norms into the convolutions before them, whose weights they scale and whose biases they shift."""
+    used = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     for node, layer in _layers_called_once(model, graph):
         norm_node = _only_user(node)
         norm = _called_once(model, graph, norm_node)
         if not isinstance(layer, (*CONVOLUTIONS, *TRANSPOSES)) or not isinstance(norm, NORMS):
             continue
-        if norm.running_mean is None or (isinstance(layer, TRANSPOSES) and layer.groups > 1):
+        plain = layer.activation is None and getattr(layer, "pool", None) is None and node.target not in used
+        fits = norm.running_mean is not None and not (isinstance(layer, TRANSPOSES) and layer.groups > 1)
+        if not plain or not fits or norm.training or norm.activation is not None or len(norm_node.args) > 1:
             continue
         layer.weight, layer.bias = fuse_conv_bn_weights(
             layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias,
@@ -252,57 +309,34 @@ def _fold(model: nn.Module, graph: fx.Graph, report: Report) -> None:
         report.replaced[norm_node.target] = f"folded into {node.target}"
 
 
-def _agreed_chains(model: nn.Module, graphs: dict[bool, fx.Graph]) -> dict[str, Chain]:
-    """The chain that follows each layer, where all graphs that call it agree."""
-    found: dict[str, list[Chain]] = {}
-    for graph in graphs.values():
-        called = [node.target for node in graph.nodes if node.op == "call_module"]
-        for name in called:
-            found.setdefault(name, [])
-        claimed: set[fx.Node] = set()
-        for node, layer in reversed(list(_layers_called_once(model, graph))):  # of two addends, the later one
-            if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSES, *NORMS, layers.Linear)):
-                chain, nodes = _chain(model, node, layer)
-                found[node.target].append(Chain() if claimed & set(nodes) else chain)
-                claimed |= set(nodes)
-        for name in called:
-            if called.count(name) > 1:
-                found[name].append(Chain())
-    return {name: chains[0] for name, chains in found.items() if chains and len(set(chains)) == 1 and str(chains[0])}
-
-
-def _chain(model: nn.Module, node: fx.Node, layer: nn.Module) -> tuple[Chain, list[fx.Node]]:
-    """What can be fused into the layer that `node` calls, and the nodes that do it now."""
-    residual, relu, pool, nodes = False, False, None, []
-    after = _only_user(node)
-    if _is_sum(after) and not isinstance(layer, TRANSPOSES) and _can_move(node, after):
-        following = _only_user(after)
-        if _is_relu(model, following):
-            residual, relu, nodes = True, True, [after, following]
-    elif _is_relu(model, after):
-        relu, nodes = True, [after]
-        following = _only_user(after)
-        if isinstance(layer, CONVOLUTIONS) and following is not None and following.op == "call_module":
-            candidate = model.get_submodule(following.target)
-            if _fuses_pool(candidate, len(layer.kernel_size)):
-                pool, nodes = following.target, [after, following]
-    return Chain(residual, relu, pool), nodes
-
-
-def _fuse(model: nn.Module, graph: fx.Graph, chains: dict[str, Chain]) -> None:
-    """Let each layer stand for its chain."""
-    for node in list(graph.nodes):
-        if node.op != "call_module" or node.target not in chains:
+def _fuse(model: nn.Module, graph: fx.Graph, report: Report) -> None:
+    """Let each call of a layer do what follows it."""
+    for node in reversed(list(graph.nodes)):  # of two addends the later one takes the other in
+        layer = _called_once(model, graph, node)
+        if not isinstance(layer, HEADS) or layer.activation or getattr(layer, "pool", None) or len(node.args) != 1:
             continue
-        _, nodes = _chain(model, node, model.get_submodule(node.target))
-        if chains[node.target].residual:
-            total = nodes[0]
-            (other,) = (arg for arg in total.args if arg is not node)
-            total.prepend(node)  # the residual is computed by then
-            node.update_kwarg("residual", other)
-        nodes[-1].replace_all_uses_with(node)
-        for done in reversed(nodes):
-            graph.erase_node(done)
+        after, chain = _only_user(node), []
+        if _is_sum(after, node) and not isinstance(layer, TRANSPOSES) and _can_move(model, node, after):
+            following = _only_user(after)
+            if _is_relu(model, following):
+                (other,) = (arg for arg in after.args if arg is not node)
+                after.prepend(node)  # the residual is computed by then
+                node.update_kwarg("residual", other)
+                chain = [after, following]
+                report.fused[node.target] = f"{type(layer).__name__} + residual + ReLU"
+        elif _is_relu(model, after):
+            chain = [after]
+            report.fused[node.target] = f"{type(layer).__name__} + ReLU"
+            pool = _called_once(model, graph, _only_user(after), times=None)
+            if isinstance(layer, CONVOLUTIONS) and _fuses_pool(pool, len(layer.kernel_size)):
+                chain.append(_only_user(after))
+                node.update_kwarg("max_pool", max_pool_arguments(pool))
+                report.fused[node.target] += " + max pooling"
+        if chain:
+            node.update_kwarg("activation", "relu")
+            chain[-1].replace_all_uses_with(node)
+            for done in reversed(chain):
+                graph.erase_node(done)
 
 
 def _layers_called_once(model: nn.Module, graph: fx.Graph) -> Iterator[tuple[fx.Node, nn.Module]]:
@@ -312,13 +346,13 @@ def _layers_called_once(model: nn.Module, graph: fx.Graph) -> Iterator[tuple[fx.
             yield node, layer
 
 
-def _called_once(model: nn.Module, graph: fx.Graph, node: fx.Node | None) -> nn.Module | None:
-    """The layer that `node` calls, if nothing else calls it and nothing is hooked to it."""
+def _called_once(model: nn.Module, graph: fx.Graph, node: fx.Node | None, times: int | None = 1) -> nn.Module | None:
+    """The layer that `node` calls, if it is called so many `times` (None: any) and nothing is hooked to it."""
     if node is None or node.op != "call_module":
         return None
     layer = model.get_submodule(node.target)
     calls = [n for n in graph.nodes if n.op == "call_module" and model.get_submodule(n.target) is layer]
-    return layer if len(calls) == 1 and not _hooked(layer) else None
+    return None if _hooked(layer) or times not in (None, len(calls)) else layer
 
 
 def _hooked(layer: nn.Module) -> bool:
@@ -339,31 +373,40 @@ def _is_relu(model: nn.Module, node: fx.Node | None) -> bool:
     return node.op in ("call_function", "call_method") and node.target in RELUS
 
 
-def _is_sum(node: fx.Node | None) -> bool:
-    """Whether `node` adds two different tensors."""
-    if node is None or node.op not in ("call_function", "call_method") or node.target not in ADDS:
+def _is_sum(node: fx.Node | None, addend: fx.Node) -> bool:
+    """Whether `node` adds another value to `addend`, and changes nothing but it in place."""
+    if node is None or node.op not in ("call_function", "call_method") or node.target not in ADDS or node.kwargs:
         return False
-    return len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args) and len(set(node.args)) == 2
+    if len(node.args) != 2 or not all(isinstance(a, fx.Node) for a in node.args) or node.args[0] is node.args[1]:
+        return False
+    return node.target not in IN_PLACE_ADDS or node.args[0] is addend
 
 
-def _can_move(node: fx.Node, target: fx.Node) -> bool:
-    """Whether `node` may run just before `target`: nothing between the two changes its input in place."""
+def _can_move(model: nn.Module, node: fx.Node, target: fx.Node) -> bool:
+    """Whether `node` may run just before `target`: nothing between the two is changed in place."""
     between = node.next
     while between is not target:
-        if set(between.all_input_nodes) & set(node.all_input_nodes) and _in_place(between):
+        if _in_place(model, between):
             return False
         between = between.next
     return True
 
 
-def _in_place(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op == "call_module" or name.endswith("_") or name.startswith("i") or bool(node.kwargs.get("inplace"))
+def _in_place(model: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(node.target), "inplace", False))
+    if node.op == "call_method":
+        return node.target.endswith("_") and not node.target.endswith("__")
+    if node.op != "call_function":
+        return False
+    name = getattr(node.target, "__name__", "")
+    changes = name.endswith("_") or name in ("setitem", *(f"i{op}" for op in ("add", "sub", "mul", "truediv", "pow")))
+    return changes or "out" in node.kwargs or True in (node.kwargs.get("inplace"), *node.args[1:])
 
 
-def _fuses_pool(pool: nn.Module, axes: int) -> bool:
+def _fuses_pool(pool: nn.Module | None, axes: int) -> bool:
     """Whether `pool` is max pooling whose windows do not overlap, so that nothing is computed twice."""
-    if type(pool) is not LAYERS[POOLS[axes - 1]] or pool.return_indices or _hooked(pool):
+    if type(pool) is not POOLS[axes - 1] or pool.return_indices:
         return False
     per_axis = lambda value: value if isinstance(value, tuple) else (value,) * axes  # noqa: E731
     extents = [d * (k - 1) + 1 for d, k in zip(per_axis(pool.dilation), per_axis(pool.kernel_size), strict=True)]

@@ -47,15 +47,16 @@ def _tiled(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Te
     ragged = [-extent % turns for extent, turns in zip(size, window.tile, strict=True)]
     x = F.pad(x, [0] * (2 * axes) + [side for after in reversed(ragged) for side in (0, after)])
     split = [side for extent, turns in zip(size, window.tile, strict=True) for side in (-(-extent // turns), turns)]
-    x = x.reshape(len(x), window.groups, -1, *split, *window.kernel)
-    weight = weight.reshape(*window.tile, window.groups, -1, *weight.shape[1:])
+    channels, outputs = weight.shape[1], weight.shape[0] // (window.tiles * window.groups)
+    x = x.reshape(len(x), window.groups, channels, *split, *window.kernel)
+    weight = weight.reshape(*window.tile, window.groups, outputs, channels, *window.kernel)
     taps, turns, steps = "uvw"[:axes], "ijk"[:axes], "abd"[:axes]
     places = "".join(step + turn for step, turn in zip(steps, turns, strict=True))
     y = torch.einsum(f"ngc{places}{taps},{turns}goc{taps}->ngo{places}", x, weight)
     if bias is not None:
-        bias = bias.reshape(*window.tile, window.groups, -1).movedim((-2, -1), (0, 1))  # [G, O, *tile]
+        bias = bias.reshape(*window.tile, window.groups, outputs).movedim((-2, -1), (0, 1))  # [G, O, *tile]
         y = y + bias.reshape(*bias.shape[:2], *(side for turns in window.tile for side in (1, turns)))
-    y = y.reshape(len(x), -1, *(a * b for a, b in zip(split[::2], split[1::2], strict=True)))
+    y = y.reshape(len(x), window.groups * outputs, *(a * b for a, b in zip(split[::2], split[1::2], strict=True)))
     return y[(..., *(slice(extent) for extent in size))].contiguous()
 
 

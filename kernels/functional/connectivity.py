@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.checks import IntOrTuple, batched, check_floating, check_tensor, make_window
+from kernels.checks import IntOrTuple, autocast, batched, check_floating, check_tensor, make_window
 from kernels.functional.convolution import Epilogue, convolve
 
 
@@ -51,6 +51,7 @@ def local_conv2d(
         [N, O, P, Q] or [O, P, Q].
     """
     op = "local_conv2d"
+    input, weight, bias = autocast(input, weight, bias)
     check_floating(op, input=input, weight=weight)
     x = batched(op, input, 2)
     window = make_window(op, weight.shape[4:], stride, padding, dilation, groups) if weight.dim() == 6 else None
@@ -75,7 +76,7 @@ def table_conv2d(
     Args:
         input: [N, C, H, W] or [C, H, W].
         weight: [K, KH, KW], one kernel for each of the K connections, in the order of the table's rows.
-        table: [O, C], bool, K of them true.
+        table: [O, C], bool, K of them true. It is read at each call, which torch.compile cannot do: use TableConv2d.
         bias: [O].
         stride, padding, dilation, activation: as of `conv2d`.
 
@@ -110,6 +111,7 @@ def _tiled(
     op: str, input: Tensor, weight: Tensor, bias: Tensor | None,
     stride: IntOrTuple, padding: IntOrTuple | str, dilation: IntOrTuple, groups: int, activation: str | None,
 ) -> Tensor:  # fmt: skip
+    input, weight, bias = autocast(input, weight, bias)
     check_floating(op, input=input, weight=weight, bias=bias)
     if weight.dim() != 6 or 0 in weight.shape[:2]:
         raise ValueError(f"{op}: weight must be [TH, TW, O, C/groups, KH, KW], got {tuple(weight.shape)}")

@@ -181,8 +181,8 @@ def run_convolution(
     refuse_forward_mode(x, weight, bias, residual)
     if pool is None and maxout == 1:
         return ops.convolution(x, weight, bias, residual, window.flat, relu)
+    size = shape[2:] if pool is None else pool.output_size(shape[2:], ceil_mode)
     pool = pool or POINT
-    size = pool.output_size(shape[2:], ceil_mode) if fused.max_pool is not None else shape[2:]
     return ops.convolution_max(x, weight, bias, window.flat, relu, pool.flat, size, maxout)[0]
 
 

@@ -195,7 +195,7 @@ def _fixed(
     x = batched(op, input, axes)
     kernel = per_axis(op, "kernel_size", kernel_size, axes, least=1)
     padding = per_axis(op, "padding", padding, axes, least=0)
-    window = make_window(op, kernel, kernel if stride is None else stride, padding, dilation)
+    window = make_window(op, kernel, kernel if stride in (None, (), []) else stride, padding, dilation)
     check_pooling(op, x.shape, window, bool(ceil_mode))
     return x, window, window.output_size(x.shape[2:], bool(ceil_mode))
 

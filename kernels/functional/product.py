@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels import backend
-from kernels.checks import autocast, check_floating, check_linear, check_residual, refuse_forward_mode
+from kernels.checks import autocast, check_broadcast, check_floating, check_linear, check_residual, refuse_forward_mode
 from kernels.functional.convolution import Epilogue, run_convolution
 from kernels.shape import Window
 
@@ -28,6 +28,9 @@ def linear(
     Returns:
         [*, out / maxout].
     """
+    if isinstance(weight, Tensor) and weight.dim() == 1 and residual is None and maxout == 1:  # as torch takes it
+        bias = bias.reshape(1) if isinstance(bias, Tensor) else bias
+        return linear(input, weight.unsqueeze(0), bias, activation=activation).squeeze(-1)
     x, weight, bias, residual = autocast(input, weight, bias, residual)
     check_floating("linear", input=x, weight=weight, bias=bias, residual=residual)
     check_linear(x, weight, bias)
@@ -36,7 +39,7 @@ def linear(
     residual = check_residual("linear", residual, (*front, weight.shape[0]))
     if residual is not None:
         residual = residual.reshape(prod(front), weight.shape[0])
-    fused = Epilogue(activation, None, None, maxout)
+    fused = Epilogue(activation, maxout=maxout)
     y = run_convolution("linear", rows, weight, bias, residual, Window((), (), (), ()), fused)
     return y.view(*front, y.shape[-1])
 
@@ -62,10 +65,11 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
         raise ValueError(
             f"matmul: the factors must be [*, M, K] and [*, K, N], got {tuple(a.shape)} and {tuple(b.shape)}"
         )
+    front = check_broadcast("matmul", a, b, left.shape[:-2], right.shape[:-2])
     if 0 in (*left.shape, *right.shape) or not backend.uses_triton(a):
         return torch.matmul(a, b)
     refuse_forward_mode(a, b)
-    y = _matrix(left.reshape(-1, left.shape[-1]), right) if right.dim() == 2 else _batch(a, b, left, right)
+    y = _matrix(left.reshape(-1, left.shape[-1]), right) if right.dim() == 2 else _batch(left, right, front)
     y = y.reshape(*left.shape[:-1], right.shape[-1]) if right.dim() == 2 else y
     y = y.squeeze(-2) if a.dim() == 1 else y
     return y.squeeze(-1) if b.dim() == 1 else y
@@ -83,12 +87,8 @@ def _matrix(a: Tensor, b: Tensor) -> Tensor:
     return ops.convolution_transpose(b.t(), a.t(), None, None, none, [], False).t()
 
 
-def _batch(a: Tensor, b: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def _batch(left: Tensor, right: Tensor, front: torch.Size) -> Tensor:
     """left [*, M, K] times right [*, K, N], each matrix a group of channels."""
-    try:
-        front = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    except RuntimeError:
-        raise ValueError(f"matmul: leading axes must broadcast, got {tuple(a.shape)} and {tuple(b.shape)}") from None
     (rows, depth), columns, batch = left.shape[-2:], right.shape[-1], prod(front)
     x = left.expand(*front, rows, depth).reshape(batch, rows, depth).transpose(0, 1).reshape(rows, batch * depth)
     weight = right.expand(*front, depth, columns).transpose(-2, -1).reshape(batch * columns, depth)

@@ -23,7 +23,8 @@ class _Convolution(nn.modules.conv._ConvNd):
         activation: None or "relu".
         pool: a MaxPool layer of as many axes (torch's or ours) or a CrossChannelMaxPool, to be fused.
 
-    Called with the input, and if wanted a residual of the output's shape that is added before the activation.
+    Called with the input, and if wanted with a residual that is added before the activation: fused too, where the sum
+    has the shape and dtype of the output; `activation` and `max_pool` of a call are fused into that call.
     """
 
     functional: Callable[..., Tensor]
@@ -59,21 +60,40 @@ class _Convolution(nn.modules.conv._ConvNd):
         self.pool = pool
         self._fused_pooling()  # refuses what cannot be fused
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None,
+        *, activation: str | None = None, max_pool: dict[str, Any] | None = None,
+    ) -> Tensor:  # fmt: skip
+        activation = activation or self.activation
+        pooling = self._fused_pooling() if max_pool is None else {"max_pool": max_pool}
+        if residual is None or pooling or fuses_residual(residual, self._output_shape(input), output_dtype(input)):
+            return self._convolve(input, residual, activation, pooling)
+        y = self._convolve(input, None, None, {}) + residual
+        return y.relu() if activation else y
+
+    def _convolve(
+        self, input: Tensor, residual: Tensor | None, activation: str | None, pooling: dict[str, Any]
+    ) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         return type(self).functional(
             input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups,
-            activation=self.activation, residual=residual, **self._fused_pooling(),
+            activation=activation, residual=residual, **pooling,
         )  # fmt: skip
+
+    def _output_shape(self, input: Tensor) -> tuple[int, ...]:
+        axes = len(self.kernel_size)
+        window = make_window(type(self).__name__, self.kernel_size, self.stride, self.padding, self.dilation)
+        return (*input.shape[: -axes - 1], self.out_channels, *window.output_size(input.shape[-axes:]))
 
     def _fused_pooling(self) -> dict[str, Any]:
         pool, axes = self.pool, len(self.kernel_size)
         if pool is None:
             return {}
         if isinstance(pool, CrossChannelMaxPool):
+            check_divides(type(self).__name__, pool.pool_size, self.out_channels // self.groups)
             return {"maxout": pool.pool_size}
         fusible = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[axes - 1]
         if not isinstance(pool, fusible) or pool.return_indices:
@@ -85,9 +105,25 @@ class _Convolution(nn.modules.conv._ConvNd):
         return _with_activation(super().extra_repr(), self.activation)
 
 
+def fuses_residual(residual: Any, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether adding `residual` to an output of `shape` and `dtype` leaves these as they are."""
+    return isinstance(residual, Tensor) and residual.shape == shape and residual.dtype == dtype
+
+
+def output_dtype(input: Tensor) -> torch.dtype:
+    """Of a convolution or a product, which autocast casts."""
+    device = input.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+
+
 def max_pool_arguments(pool: nn.Module) -> dict[str, Any]:
     """The arguments of a MaxPool layer by name, as `functional.conv2d` takes them to fuse it."""
     return {name: getattr(pool, name) for name in ("kernel_size", "stride", "padding", "dilation", "ceil_mode")}
+
+
+def check_divides(name: str, pool_size: int, channels: int) -> None:
+    if channels % pool_size:
+        raise ValueError(f"{name}: pool_size must divide the output channels of a group, {channels}, got {pool_size}")
 
 
 class Conv1d(_Convolution, nn.Conv1d):
@@ -115,7 +151,7 @@ class _ConvolutionTranspose(nn.modules.conv._ConvTransposeNd):
         super().__init__(*args, **kwargs)
         self.activation = check_activation(type(self).__name__, activation)
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, output_size: list[int] | None = None, *, activation: str | None = None) -> Tensor:
         extra = self.output_padding
         if output_size is not None:
             extra = self._output_padding(
@@ -123,7 +159,7 @@ class _ConvolutionTranspose(nn.modules.conv._ConvTransposeNd):
             )
         return type(self).functional(
             input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation,
-            activation=self.activation,
+            activation=activation or self.activation,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -158,13 +194,18 @@ class Linear(nn.Linear):
         self.activation = check_activation("Linear", activation)
         if pool is not None and not isinstance(pool, CrossChannelMaxPool):
             raise ValueError(f"Linear: pool must be a CrossChannelMaxPool, got {pool!r}")
+        if pool is not None:
+            check_divides("Linear", pool.pool_size, self.out_features)
         self.pool = pool
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+        activation = activation or self.activation
+        shape = (*input.shape[:-1], self.out_features)
+        if self.pool is None and residual is not None and not fuses_residual(residual, shape, output_dtype(input)):
+            y = functional.linear(input, self.weight, self.bias) + residual
+            return y.relu() if activation else y
         maxout = 1 if self.pool is None else self.pool.pool_size
-        return functional.linear(
-            input, self.weight, self.bias, activation=self.activation, residual=residual, maxout=maxout
-        )
+        return functional.linear(input, self.weight, self.bias, activation=activation, residual=residual, maxout=maxout)
 
     def extra_repr(self) -> str:
         return _with_activation(super().extra_repr(), self.activation)
@@ -188,11 +229,11 @@ class _Connectivity(nn.Module):
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.activation = check_activation(name, activation)
 
-    def _initialise(self, weight: tuple[int, ...], bias: tuple[int, ...] | None, fan_in: int) -> None:
+    def _initialise(self, weight: tuple[int, ...], bias: tuple[int, ...] | None, fan_in: int, **factory: Any) -> None:
         """Parameters of these shapes, uniform within 1 / sqrt(fan_in) as torch's."""
         bound = 1 / math.sqrt(fan_in)
-        self.weight = nn.Parameter(torch.empty(weight).uniform_(-bound, bound))
-        self.bias = None if bias is None else nn.Parameter(torch.empty(bias).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.empty(weight, **factory).uniform_(-bound, bound))
+        self.bias = None if bias is None else nn.Parameter(torch.empty(bias, **factory).uniform_(-bound, bound))
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
@@ -209,13 +250,14 @@ class TiledConv2d(_Connectivity):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: IntOrTuple, tile: IntOrTuple,
         stride: IntOrTuple = 1, padding: IntOrTuple | str = 0, dilation: IntOrTuple = 1, groups: int = 1,
-        bias: bool = True, *, activation: str | None = None,
+        bias: bool = True, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        *, activation: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, activation)
         self.tile = per_axis(type(self).__name__, "tile", tile, 2, least=1)
         kernel = (in_channels // groups, *self.kernel_size)
         outputs = (*self.tile, out_channels)
-        self._initialise((*outputs, *kernel), outputs if bias else None, math.prod(kernel))
+        self._initialise((*outputs, *kernel), outputs if bias else None, math.prod(kernel), device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.tiled_conv2d(
@@ -237,7 +279,8 @@ class LocalConv2d(_Connectivity):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: IntOrTuple, input_size: IntOrTuple,
         stride: IntOrTuple = 1, padding: IntOrTuple | str = 0, dilation: IntOrTuple = 1, groups: int = 1,
-        bias: bool = True, *, activation: str | None = None,
+        bias: bool = True, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        *, activation: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, activation)
         name = type(self).__name__
@@ -246,7 +289,8 @@ class LocalConv2d(_Connectivity):
         if min(size) < 1:
             raise ValueError(f"{name}: kernel_size {self.kernel_size} does not fit on input_size {self.input_size}")
         kernel = (in_channels // groups, *self.kernel_size)
-        self._initialise((*size, out_channels, *kernel), (*size, out_channels) if bias else None, math.prod(kernel))
+        outputs = (*size, out_channels)
+        self._initialise((*outputs, *kernel), outputs if bias else None, math.prod(kernel), device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.local_conv2d(
@@ -268,25 +312,33 @@ class TableConv2d(_Connectivity):
     def __init__(
         self, table: Tensor, kernel_size: IntOrTuple,
         stride: IntOrTuple = 1, padding: IntOrTuple | str = 0, dilation: IntOrTuple = 1,
-        bias: bool = True, *, activation: str | None = None,
+        bias: bool = True, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        *, activation: str | None = None,
     ) -> None:  # fmt: skip
         index = check_table(type(self).__name__, table)
         super().__init__(table.shape[1], table.shape[0], kernel_size, stride, padding, dilation, 1, activation)
-        self.register_buffer("table", table.clone())
-        self.register_buffer("index", index, persistent=False)  # so that a call need not look the table up
+        self.register_buffer("table", table.clone().to(device))
+        self.register_buffer("index", index.to(device), persistent=False)  # a call need not look the table up
+        self.register_load_state_dict_post_hook(_look_up)
         taps = math.prod(self.kernel_size)
         fan_in = taps * table.sum(1).clamp(min=1)
-        self._initialise((len(index), *self.kernel_size), (table.shape[0],) if bias else None, 1)
+        outputs = (table.shape[0],) if bias else None
+        self._initialise((len(index), *self.kernel_size), outputs, 1, device=device, dtype=dtype)
         with torch.no_grad():
-            self.weight /= fan_in[index // table.shape[1]].sqrt().view(-1, 1, 1)
+            self.weight /= fan_in[index // table.shape[1]].sqrt().view(-1, 1, 1).to(device)
             if bias:
-                self.bias /= fan_in.sqrt()
+                self.bias /= fan_in.sqrt().to(device)
 
     def forward(self, input: Tensor) -> Tensor:
         dense = connect(type(self).__name__, self.weight, self.index, tuple(self.table.shape))
         return functional.conv2d(
             input, dense, self.bias, self.stride, self.padding, self.dilation, activation=self.activation
         )
+
+
+def _look_up(layer: TableConv2d, incompatible_keys: Any) -> None:
+    """After a table was loaded."""
+    layer.index = check_table("TableConv2d", layer.table)
 
 
 def _with_activation(text: str, activation: str | None) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kernels import functional
 from kernels.checks import check_activation
+from kernels.layers.convolution import fuses_residual
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -17,8 +18,15 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         super().__init__(*args, **kwargs)
         self.activation = check_activation(type(self).__name__, activation)
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """activation(batch_norm(input) + residual), all of the shape of input."""
+    def forward(self, input: Tensor, residual: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+        """activation(batch_norm(input) + residual), fused where the sum has the shape and dtype of input."""
+        activation = activation or self.activation
+        if residual is None or fuses_residual(residual, input.shape, input.dtype):
+            return self._normalise(input, residual, activation)
+        y = self._normalise(input, None, None) + residual
+        return y.relu() if activation else y
+
+    def _normalise(self, input: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
         self._check_input_dim(input)
         tracking = self.training and self.track_running_stats
         momentum = self.momentum
@@ -30,7 +38,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         mean, var = (self.running_mean, self.running_var) if known else (None, None)
         return functional.batch_norm(
             input, mean, var, self.weight, self.bias, self.training or (mean is None and var is None),
-            0.0 if momentum is None else momentum, self.eps, residual=residual, activation=self.activation,
+            0.0 if momentum is None else momentum, self.eps, residual=residual, activation=activation,
         )  # fmt: skip
 
     def extra_repr(self) -> str:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kernels import conv
 from kernels.ops.pooling import max_pool_gradient
+from kernels.reference import masked
 from kernels.shape import Window, channels_first, fake, lift, memory_format, new_channels_last, tap_dtype
 
 Gradients = tuple[Tensor | None, ...]
@@ -90,7 +91,7 @@ def _convolution_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 def _convolution_backward(ctx: Any, dy: Tensor) -> Gradients:
     x, weight, y = ctx.saved_tensors
     needs_residual = ctx.needs_input_grad[3]
-    return *_gradients(ctx, x, weight, dy, y), _masked(dy, y) if needs_residual else None, None, None
+    return *_gradients(ctx, x, weight, dy, y), masked(dy, y) if needs_residual else None, None, None
 
 
 def _convolution_max_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -104,7 +105,7 @@ def _convolution_max_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Te
 def _convolution_max_backward(ctx: Any, dy: Tensor, _: Tensor | None) -> Gradients:
     """The gradient of the maximum, from the winners, then of the convolution."""
     x, weight, winners, y = ctx.saved_tensors
-    dy = _masked(dy, y)
+    dy = masked(dy, y)
     if ctx.maxout == 1:
         dy = max_pool_gradient(dy, winners, ctx.pool, Window.from_flat(ctx.window).output_size(x.shape[2:]))
     else:  # along the channels, taken as a grid of one axis
@@ -136,10 +137,10 @@ def _transpose_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 def _transpose_backward(ctx: Any, g: Tensor) -> Gradients:
     dy, weight, y, output = ctx.saved_tensors
     needs_dy, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-    g = _masked(g, output)
+    g = masked(g, output)
     d_dy = dw = db = None
     if needs_dy:
-        d_dy = _masked(convolution(g, weight, None, None, ctx.window, False), y)
+        d_dy = masked(convolution(g, weight, None, None, ctx.window, False), y)
     if needs_weight:
         dw, _ = convolution_weight_gradient(g, dy, y, ctx.window, False)
     if needs_bias:
@@ -158,13 +159,8 @@ def _weight_gradient_backward(ctx: Any, g: Tensor, g_bias: Tensor) -> Gradients:
     if ctx.needs_input_grad[0]:
         dx = convolution_transpose(dy, g, None, y, ctx.window, x.shape[2:], False)
     if ctx.needs_input_grad[1]:
-        d_dy = _masked(convolution(x, g, g_bias if ctx.bias else None, None, ctx.window, False), y)
+        d_dy = masked(convolution(x, g, g_bias if ctx.bias else None, None, ctx.window, False), y)
     return dx, d_dy, None, None, None
-
-
-def _masked(dy: Tensor, y: Tensor | None) -> Tensor:
-    """dy where the ReLU's output y let the signal through."""
-    return dy if y is None else torch.where(y <= 0, 0, dy)
 
 
 convolution.register_autograd(_convolution_backward, setup_context=_convolution_context)
