@@ -20,7 +20,6 @@ from typing import Any
 from unittest import mock
 
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
@@ -40,7 +39,7 @@ class Compiled:
         spills: what a thread keeps in memory for want of registers: bytes (NVIDIA), vector registers (AMD, whose
             spilled scalar registers stay in vector registers).
         shared_memory: bytes of shared memory of a block.
-        wide: whether addresses are computed in 64 bits: whether the kernel was launched for tensors that need it.
+        wide: whether anything is computed in 64-bit integers, as addresses in tensors of 2**30 elements are.
         tensor_cores: whether the code holds matrix instructions (MMA, WGMMA, tcgen05; MFMA on AMD).
     """
 
@@ -114,7 +113,7 @@ def _read(kernel: Any, target: Target, constants: dict[str, Any]) -> Compiled:
     read = _read_cubin if target.backend == "cuda" else _read_amdgcn
     registers, spills, tensor_cores = read(kernel)
     block = tuple(constants[name] for name in ("BM", "BN", "BK") if name in constants)
-    wide = constants["INDEX"] == tl.int64
+    wide = "i64" in kernel.asm["ttir"]
     warps, shared = kernel.metadata.num_warps, kernel.metadata.shared
     return Compiled(kernel.name, block, warps, registers, spills, shared, tensor_cores, wide)
 
