@@ -169,6 +169,35 @@ def test_counts_the_flops_that_aten_counts(problem, device):
     assert ours == flops(lambda: theirs(x, weight, bias, *extra))
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "shapes"),
+    [
+        (
+            lambda x, w: functional.conv_transpose2d(x, w, stride=2, padding=1, output_padding=1),
+            lambda x, w: F.conv_transpose2d(x, w, stride=2, padding=1, output_padding=1),
+            [(2, 4, 5, 6), (4, 3, 3, 3)],
+        ),
+        (
+            lambda x, w: functional.conv2d(x, w, max_pool=2),
+            lambda x, w: F.max_pool2d(F.conv2d(x, w), 2),
+            [(2, 4, 6, 6), (6, 4, 3, 3)],
+        ),
+        (lambda x, w: functional.conv2d(x, w, maxout=3), F.conv2d, [(2, 4, 6, 6), (6, 4, 3, 3)]),
+        (functional.matmul, torch.matmul, [(5, 4), (4, 3)]),
+        (functional.matmul, torch.matmul, [(2, 5, 4), (2, 4, 3)]),
+        (lambda x, w: functional.matmul(x.t(), w.t()), lambda x, w: x.t() @ w.t(), [(4, 5), (3, 4)]),
+    ],
+)
+def test_counts_the_flops_of_whatever_is_built_on_them(ours, theirs, shapes, device):
+    def flops(run) -> int:
+        leaves = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
+        with FlopCounterMode(display=False) as counter:
+            run(*leaves).sum().backward()
+        return counter.get_total_flops()
+
+    assert flops(ours) == flops(theirs)
+
+
 def test_counts_what_a_grouped_convolution_computes(device):
     x, weight, bias, dy, geometry = arguments(Problem((6, 6), (3, 3), channels=6, outputs=4, groups=2), device)
     x.requires_grad_(), weight.requires_grad_()
