@@ -180,7 +180,7 @@ def _gpu_tile(operation: str, dtype: torch.dtype, rows: int, columns: int, depth
     folded = depth % k != 0
     narrow = operation == "transpose_tiled" or (folded and operation == "transpose")
     n = _block(columns, n // 2 if narrow else n)
-    return Tile(_rows_block(rows, m // 2 if folded else m), n, k, 4 if operation == "forward" else 8)
+    return Tile(m // 2 if folded else m, n, k, 4 if operation == "forward" else 8)
 
 
 def _block(extent: int, most: int) -> int:

@@ -48,6 +48,7 @@ POOLINGS = {
     "small": Pooling((4, 4), (2, 2), batch=1, channels=1),
 }
 NORMS = {"normal": (32, 64, 28, 28), "one position": (1, 1)}
+POOLED = ("3x3", "stem", "grouped", "depthwise")
 EXTENTS = (1, 3, 16, 32, 48, 64, 128)  # of channels, for the tiles that are chosen for them
 
 
@@ -91,8 +92,9 @@ def normalise(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 def runs(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
     """Named problems, then one problem for each tile that none of them has."""
     for operation, (name, problem) in itertools.product(OPERATIONS, CONVOLUTIONS.items()):
-        if operation != "transpose_tiled":  # is chosen by a tiled problem
-            yield name, partial(convolve, operation, problem, dtype)
+        if operation == "transpose_tiled" or (operation == "forward_max" and name not in POOLED):
+            continue  # the first is chosen by a tiled problem
+        yield name, partial(convolve, operation, problem, dtype)
     for name, problem in POOLINGS.items():
         yield name, partial(pooling, problem, dtype)
     for name, shape in NORMS.items():
