@@ -12,9 +12,7 @@ import copy
 import functools
 import importlib
 import operator
-import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -27,6 +25,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from kernels import functional, layers
 from kernels.checks import DTYPES
 from kernels.layers.convolution import max_pool_arguments
+from kernels.tracing import Tracer, hooked
 
 LAYERS = {getattr(nn, name): getattr(layers, name) for name in layers.__all__ if hasattr(nn, name)}
 FUNCTIONS = {getattr(F, name): getattr(functional, name) for name in functional.__all__ if hasattr(F, name)}
@@ -36,6 +35,7 @@ NORMS = (layers.BatchNorm1d, layers.BatchNorm2d, layers.BatchNorm3d)
 HEADS = (*CONVOLUTIONS, *TRANSPOSES, *NORMS, layers.Linear)
 POOLS = (layers.MaxPool1d, layers.MaxPool2d, layers.MaxPool3d)
 RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+OWN = ("forward", "_conv_forward", "activation", "pool")  # what a layer of torch has from its class, or not at all
 ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 IN_PLACE_ADDS = (operator.iadd, "add_")
 
@@ -92,10 +92,12 @@ class Converted:
     report: Report
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if "_forwards" not in self.__dict__:  # made by its class, as a slice of a Sequential is
+            return super().forward(*args, **kwargs)
         return self._forwards[self.training](self, *args, **kwargs)
 
     def train(self, mode: bool = True) -> Any:
-        if mode not in self._forwards:
+        if mode not in self.__dict__.get("_forwards", (mode,)):
             raise RuntimeError("its batch norms were folded into its convolutions: this model is for evaluation only")
         return super().train(mode)
 
@@ -106,7 +108,8 @@ class Converted:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._forwards = {mode: source.compile() for mode, source in self._sources.items()}
+        if "_sources" in state:
+            self._forwards = {mode: source.compile() for mode, source in self._sources.items()}
 
 
 @functools.cache
@@ -124,8 +127,10 @@ def convert(module: nn.Module, *, fold_batch_norm: bool = False) -> nn.Module:
 
     Convolutions, transposed convolutions, linear, pooling and batch-norm layers are replaced, as are calls of
     torch.nn.functional by these names. What follows a convolution, a linear layer or a batch norm is fused into it: the
-    sum with a residual, ReLU, and after a convolution max pooling whose windows do not overlap. A hook that is set on
-    a part of the copy later on does not run where the part was fused or traced through.
+    sum with a residual, ReLU, and after a convolution max pooling whose windows do not overlap.
+
+    Where something is fused, the copy is what the module was: replacing or hooking a part of it later on, or giving a
+    part another mode or attribute, does not show in it. Do that first. `kernels.tracing` says what is not traced.
 
     Args:
         fold_batch_norm: for evaluation, multiply each batch norm into the convolution before it. The state_dict then
@@ -152,12 +157,15 @@ def convert(module: nn.Module, *, fold_batch_norm: bool = False) -> nn.Module:
     if type(model) in LAYERS.values():  # has no graph
         return model
     try:
-        _check_traceable(model)
+        converted = _converted_class(type(model))
         graphs = {mode: _trace(model, mode) for mode in ((False,) if fold_batch_norm else (True, False))}
     except Exception as error:  # tracing runs the model's own code, which may raise anything
         report.untraced = f"torch.fx cannot trace it: {(str(error) or type(error).__name__).splitlines()[0]}"
         if fold_batch_norm:
             raise ValueError(f"convert: fold_batch_norm=True, but {report.untraced}") from error
+        model = copy.deepcopy(module)  # the trace may have left its marks
+        model.report = report
+        _replace_layers(model, report)
         _report_left(report, model.named_modules())
         return model
     if fold_batch_norm:
@@ -170,7 +178,7 @@ def convert(module: nn.Module, *, fold_batch_norm: bool = False) -> nn.Module:
     _report_left(report, [(name, model.get_submodule(name)) for name in sorted(called)])
     model._sources = {mode: _Source.of(graph) for mode, graph in graphs.items()}
     model._forwards = {mode: source.compile() for mode, source in model._sources.items()}
-    model.__class__ = _converted_class(type(model))
+    model.__class__ = converted
     return model
 
 
@@ -178,9 +186,10 @@ def _replace_layers(model: nn.Module, report: Report) -> None:
     for name, layer in model.named_modules():
         if type(layer) not in LAYERS:
             continue
-        odd = [p.dtype for p in layer.parameters() if p.dtype not in DTYPES]
+        odd = [f"{p.dtype} is not supported" for p in layer.parameters() if p.dtype not in DTYPES]
+        odd += [f"it has {own!r} of its own" for own in OWN if own in vars(layer)]
         if odd:
-            report.left[name] = f"{type(layer).__name__}: {odd[0]} is not supported"
+            report.left[name] = f"{type(layer).__name__}: {odd[0]}"
             continue
         layer.__class__ = LAYERS[type(layer)]
         if isinstance(layer, HEADS):
@@ -197,86 +206,16 @@ def _report_left(report: Report, named: Iterable[tuple[str, nn.Module]]) -> None
             report.left[name] = f"{type(layer).__name__} has no equivalent"
 
 
-class _Tracer(fx.Tracer):
-    """Traces what stands for all of the model's own code, and raises ValueError at what does not."""
-
-    proxy_buffer_attributes = True
-
-    def trace(self, root: nn.Module) -> fx.Graph:
-        self.parameters = {name for name, _ in root.named_parameters(remove_duplicate=False)}
-        return super().trace(root)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if type(m) in LAYERS.values() or super().is_leaf_module(m, module_qualified_name):
-            return True
-        if _hooked(m):
-            raise ValueError(f"its part {module_qualified_name!r} has hooks, which a graph would not run")
-        return False
-
-    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
-        if _context() != _AMBIENT:
-            raise ValueError("it changes the gradient mode or autocast on its way")
-        node = super().create_node(kind, *args, **kwargs)
-        if kind == "placeholder" and node.args:
-            raise ValueError(f"its argument {node.target!r} has a default")
-        if kind == "get_attr" and node.target not in self.parameters:
-            raise ValueError(f"its code uses {node.target!r}, a tensor that is no parameter")
-        return node
-
-
-_CASTS = {"cpu": (True, torch.float16), "cuda": (True, torch.bfloat16)}  # unusual, so that most changes are seen
-_AMBIENT = (True, _CASTS)
-
-
-def _context() -> tuple[bool, dict[str, Any]]:
-    return torch.is_grad_enabled(), {
-        device: (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in _CASTS
-    }
-
-
-@contextmanager
-def _autocast() -> Iterator[None]:
-    """Autocast as in _CASTS, whether there is such a device or not: nothing is computed."""
-    _, before = _context()
-    try:
-        _set_autocast(_CASTS)
-        yield
-    finally:
-        _set_autocast(before)
-
-
-def _set_autocast(casts: dict[str, Any]) -> None:
-    for device, (enabled, dtype) in casts.items():
-        torch.set_autocast_enabled(device, enabled)
-        torch.set_autocast_dtype(device, dtype)
-
-
-def _check_traceable(model: nn.Module) -> None:
-    if _hooked(model):
-        raise ValueError("it has hooks, which a graph would not run")
-    for name, part in model.named_modules():
-        inner = any(True for _ in part.children())
-        if inner and type(part).train is not nn.Module.train:
-            raise ValueError(f"{name or 'it'} decides by itself what train() does")
-        if inner and part.training != model.training:
-            raise ValueError(f"its part {name!r} is in another mode, training or evaluation, than the whole")
-
-
 def _trace(model: nn.Module, mode: bool) -> fx.Graph:
     """The graph of `model` in training (True) or evaluation."""
-    modes = [(layer, layer.training) for layer in model.modules()]
-    dice = random.getstate(), torch.get_rng_state()
+    whole, modes = model.training, [(layer, layer.training) for layer in model.modules()]
     try:
-        for layer, _ in modes:
-            layer.training = mode
-        with torch.enable_grad(), _autocast():
-            graph = _Tracer().trace(model)
+        for layer, was in modes:
+            layer.training = mode if was == whole else not mode
+        return Tracer(tuple(LAYERS.values())).trace(model)
     finally:
         for layer, was in modes:
             layer.training = was
-    if random.getstate() != dice[0] or not torch.equal(torch.get_rng_state(), dice[1]):
-        raise ValueError("its code draws random numbers")
-    return graph
 
 
 def _replace_functions(graph: fx.Graph, report: Report) -> None:
@@ -328,7 +267,8 @@ def _fuse(model: nn.Module, graph: fx.Graph, report: Report) -> None:
             chain = [after]
             report.fused[node.target] = f"{type(layer).__name__} + ReLU"
             pool = _called_once(model, graph, _only_user(after), times=None)
-            if isinstance(layer, CONVOLUTIONS) and _fuses_pool(pool, len(layer.kernel_size)):
+            changed = any(_in_place(model, user) for user in (_only_user(after) or after).users)  # the ReLU keeps it
+            if isinstance(layer, CONVOLUTIONS) and _fuses_pool(pool, len(layer.kernel_size)) and not changed:
                 chain.append(_only_user(after))
                 node.update_kwarg("max_pool", max_pool_arguments(pool))
                 report.fused[node.target] += " + max pooling"
@@ -352,11 +292,7 @@ def _called_once(model: nn.Module, graph: fx.Graph, node: fx.Node | None, times:
         return None
     layer = model.get_submodule(node.target)
     calls = [n for n in graph.nodes if n.op == "call_module" and model.get_submodule(n.target) is layer]
-    return None if _hooked(layer) or times not in (None, len(calls)) else layer
-
-
-def _hooked(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+    return None if hooked(layer) or times not in (None, len(calls)) else layer
 
 
 def _only_user(node: fx.Node | None) -> fx.Node | None:
@@ -369,7 +305,7 @@ def _is_relu(model: nn.Module, node: fx.Node | None) -> bool:
         return False
     if node.op == "call_module":
         layer = model.get_submodule(node.target)
-        return type(layer) is nn.ReLU and not _hooked(layer)
+        return type(layer) is nn.ReLU and not hooked(layer)
     return node.op in ("call_function", "call_method") and node.target in RELUS
 
 
@@ -408,6 +344,6 @@ def _fuses_pool(pool: nn.Module | None, axes: int) -> bool:
     """Whether `pool` is max pooling whose windows do not overlap, so that nothing is computed twice."""
     if type(pool) is not POOLS[axes - 1] or pool.return_indices:
         return False
-    per_axis = lambda value: value if isinstance(value, tuple) else (value,) * axes  # noqa: E731
+    per_axis = lambda value: value if isinstance(value, tuple | list) else (value,) * axes  # noqa: E731
     extents = [d * (k - 1) + 1 for d, k in zip(per_axis(pool.dilation), per_axis(pool.kernel_size), strict=True)]
     return all(stride >= extent for stride, extent in zip(per_axis(pool.stride), extents, strict=True))

@@ -64,7 +64,9 @@ class _Convolution(nn.modules.conv._ConvNd):
         self, input: Tensor, residual: Tensor | None = None,
         *, activation: str | None = None, max_pool: dict[str, Any] | None = None,
     ) -> Tensor:  # fmt: skip
-        activation = activation or self.activation
+        activation = check_activation(type(self).__name__, activation or self.activation)
+        if max_pool is not None and self.pool is not None:
+            raise ValueError(f"{type(self).__name__}: max_pool cannot be asked of a layer that has a pool already")
         pooling = self._fused_pooling() if max_pool is None else {"max_pool": max_pool}
         if residual is None or pooling or fuses_residual(residual, self._output_shape(input), output_dtype(input)):
             return self._convolve(input, residual, activation, pooling)
@@ -113,7 +115,8 @@ def fuses_residual(residual: Any, shape: tuple[int, ...], dtype: torch.dtype) ->
 def output_dtype(input: Tensor) -> torch.dtype:
     """Of a convolution or a product, which autocast casts."""
     device = input.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+    casts = torch.is_autocast_enabled(device) and input.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if casts else input.dtype
 
 
 def max_pool_arguments(pool: nn.Module) -> dict[str, Any]:
@@ -199,7 +202,7 @@ class Linear(nn.Linear):
         self.pool = pool
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, activation: str | None = None) -> Tensor:
-        activation = activation or self.activation
+        activation = check_activation("Linear", activation or self.activation)
         shape = (*input.shape[:-1], self.out_features)
         if self.pool is None and residual is not None and not fuses_residual(residual, shape, output_dtype(input)):
             y = functional.linear(input, self.weight, self.bias) + residual

@@ -20,7 +20,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, activation: str | None = None) -> Tensor:
         """activation(batch_norm(input) + residual), fused where the sum has the shape and dtype of input."""
-        activation = activation or self.activation
+        activation = check_activation(type(self).__name__, activation or self.activation)
         if residual is None or fuses_residual(residual, input.shape, input.dtype):
             return self._normalise(input, residual, activation)
         y = self._normalise(input, None, None) + residual

@@ -62,8 +62,8 @@ def drops_layers(s, x):
 @pytest.mark.parametrize(
     ("forward", "reason"),
     [
-        (no_grad, "gradient mode or autocast"),
-        (no_autocast, "gradient mode or autocast"),
+        (no_grad, "'no_grad' has a context"),
+        (no_autocast, "'no_autocast' has a context"),
         (counts, "'n', a tensor that is no parameter"),
         (lambda s, x: s.c(x - s.n.view(1, -1, 1, 1)), "'n', a tensor that is no parameter"),
         (lambda s, x: s.c(x) * torch.arange(6).to(x.device), "'_tensor_constant0', a tensor that is no parameter"),
@@ -208,3 +208,65 @@ def test_tiles_take_part_in_autocast_and_may_be_empty(x):
         with kernels.use_backend(choice):
             assert kernels.functional.tiled_conv2d(x[:0], weight).shape == (0, 3, 4, 4)
             assert kernels.functional.tiled_conv2d(x[:, :0], weight[:, :, :, :0]).eq(0).all()
+
+
+def changes_an_alias(s, x):
+    h = s.c(x) * 1
+    y = h
+    h *= 2
+    return h + y
+
+
+def counts_calls(s, x):
+    s.calls = getattr(s, "calls", 0) + 1
+    return s.c(x) * s.calls
+
+
+def asks_for_types(s, x):
+    return F.relu(s.c(x * 2 if isinstance(x, Tensor) else x))
+
+
+def swallows_errors(s, x):
+    try:
+        weight = float(s.c(x).sum())
+    except Exception:
+        weight = 0.0
+    return s.c(x) * weight
+
+
+def averages_weights(s, x):
+    for q, k in zip(s.c.parameters(), s.d.parameters(), strict=True):
+        k.data.mul_(0.9).add_(q.data, alpha=0.1)
+    return F.relu(s.c(x)) + s.d(x)
+
+
+@pytest.mark.parametrize("forward", [changes_an_alias, counts_calls, asks_for_types, swallows_errors, averages_weights])
+def test_code_that_does_more_than_call_layers_is_kept(forward, x):
+    torch.manual_seed(0)
+    model = Model(forward).to(x.device)
+    converted = kernels.convert(model)
+    assert f"its function {forward.__name__!r}" in converted.report.untraced
+    for _ in range(3):
+        torch.testing.assert_close(converted(x.clone()), model(x.clone()))
+
+
+def test_a_slice_of_a_converted_sequential_is_one(x):
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.MaxPool2d([2, 2])).to(x.device)
+    torch.testing.assert_close(kernels.convert(model)[:2](x), model[:2](x))
+
+
+def test_what_follows_a_fused_pooling_may_change_it_in_place(x):
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Hardtanh(inplace=True)).to(x.device)
+    converted = kernels.convert(model)
+    converted(x).sum().backward()
+    model(x).sum().backward()
+    torch.testing.assert_close(converted[0].weight.grad, model[0].weight.grad)
+
+
+def test_a_part_that_stays_in_training_is_kept(x):
+    class Always(nn.Dropout):
+        def train(self, mode=True):
+            return super().train(True)
+
+    converted = kernels.convert(nn.Sequential(nn.Conv2d(4, 4, 1), Always(0.9)).to(x.device)).eval()
+    assert converted(x).eq(0).any() and "what train() does" in converted.report.untraced
