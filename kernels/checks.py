@@ -200,6 +200,16 @@ def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     raise ValueError(f"linear: {wrong} input {tuple(x.shape)}, weight {tuple(weight.shape)}")
 
 
+def make_pooling_window(
+    op: str, axes: int, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0,
+    dilation: IntOrTuple = 1,
+) -> Window:  # fmt: skip
+    """A pooling's Window, whose stride is its kernel_size unless it is given."""
+    kernel = per_axis(op, "kernel_size", kernel_size, axes, least=1)
+    padding = per_axis(op, "padding", padding, axes, least=0)
+    return make_window(op, kernel, kernel if stride in (None, (), []) else stride, padding, dilation)
+
+
 def pooling_window(op: str, pool: IntOrTuple | Mapping[str, Any], axes: int) -> tuple[Window, bool]:
     """The window of a max pooling given as its arguments by name, or as its kernel_size, and whether in ceil_mode."""
     arguments = pool if isinstance(pool, Mapping) else {"kernel_size": pool}
@@ -207,12 +217,7 @@ def pooling_window(op: str, pool: IntOrTuple | Mapping[str, Any], axes: int) -> 
     if unknown or "kernel_size" not in arguments:
         wrong = f"got {unknown[0]!r}" if unknown else "kernel_size is missing"
         raise ValueError(f"{op}: arguments must be among {', '.join(POOLING_ARGUMENTS)}; {wrong}")
-    kernel = per_axis(op, "kernel_size", arguments["kernel_size"], axes, least=1)
-    stride = arguments.get("stride")
-    padding = per_axis(op, "padding", arguments.get("padding", 0), axes, least=0)
-    window = make_window(
-        op, kernel, kernel if stride in (None, (), []) else stride, padding, arguments.get("dilation", 1)
-    )
+    window = make_pooling_window(op, axes, **{k: v for k, v in arguments.items() if k != "ceil_mode"})
     return window, bool(arguments.get("ceil_mode", False))
 
 
@@ -264,7 +269,7 @@ def check_batch_norm(
     residual: Tensor | None, training: bool, momentum: float | Tensor, eps: float,
 ) -> None:  # fmt: skip
     """Raise ValueError or TypeError where the arguments of batch_norm do not fit x [N, C, *grid]."""
-    check_floating("batch_norm", input=x, **({} if residual is None else {"residual": residual}))
+    check_floating("batch_norm", input=x, residual=residual)
     parameters = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     parameters = {name: t for name, t in parameters.items() if t is not None}
     if parameters:

@@ -400,7 +400,7 @@ def _arithmetic(window: Window, x: Tensor, *others: Tensor) -> dict[str, object]
     rule = torch.backends.cudnn.conv if window.axes else torch.backends.cuda.matmul
     tf32 = x.dtype == torch.float32 and rule.fp32_precision == "tf32" and tuning.has_tf32()
     return {
-        "ACC": tl.float64 if x.dtype == torch.float64 else tl.float32,
+        "ACC": grid.accumulator_type(x),
         "PRECISION": "tf32" if tf32 else "ieee",
         "INDEX": grid.index_type(x, *others),
     }

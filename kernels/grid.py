@@ -1,5 +1,6 @@
 """Index arithmetic inside a kernel, shared by convolution and pooling: positions, offsets, bounds, taps of an input."""
 
+import torch
 import triton.language as tl
 from torch import Tensor
 
@@ -13,6 +14,11 @@ def index_type(*tensors: Tensor | None, largest: int = 0) -> tl.dtype:
     number that the kernel computes besides.
     """
     return tl.int64 if max(largest, *(t.numel() for t in tensors if t is not None)) >= 2**30 else tl.int32
+
+
+def accumulator_type(x: Tensor) -> tl.dtype:
+    """What a kernel adds the values of x up in."""
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
 @device_function

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -318,7 +317,7 @@ def _plan(x: Tensor, summed: bool) -> tuple[tuple[int], Any, int, tuple[int, int
     shares = x.new_empty((2, splits, channels), dtype=accumulator_dtype(x)) if summed else (None, None)
     block = triton.next_power_of_2(splits) if summed else 1  # a constant, not to vary where it says nothing
     constants = {
-        "ACC": tl.float64 if x.dtype == torch.float64 else tl.float32, "INDEX": grid.index_type(x),
+        "ACC": grid.accumulator_type(x), "INDEX": grid.index_type(x),
         "BM": tile.m, "BN": tile.n, "num_warps": tile.warps,
     }  # fmt: skip
     return (splits * triton.cdiv(channels, tile.n),), shares, block, (positions, channels, steps), constants

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -196,6 +195,6 @@ def _launch(
         positions, tuple(x_last.shape[1:4]), tuple(y_last.shape[1:4]), channels,
         WINDOW=window.lifted(), DIVISOR=divisor or window.constant_count(size, output_size, padded), PADDED=padded,
         **({"REACH": lift(window.reach(size, output_size))} if rows is x else {}),
-        ACC=tl.float64 if x.dtype == torch.float64 else tl.float32,
+        ACC=grid.accumulator_type(x),
         INDEX=grid.index_type(x, y, largest=largest), BM=tile.m, BN=tile.n,
     )  # fmt: skip

@@ -17,8 +17,8 @@ from kernels.checks import (
     check_output_size,
     check_pool_size,
     check_pooling,
+    make_pooling_window,
     make_window,
-    per_axis,
     refuse_forward_mode,
 )
 from kernels.shape import Window
@@ -193,9 +193,7 @@ def _fixed(
     """The input [N, C, *grid], the window that slides over it, and the extents of the output."""
     check_floating(op, input=input)
     x = batched(op, input, axes)
-    kernel = per_axis(op, "kernel_size", kernel_size, axes, least=1)
-    padding = per_axis(op, "padding", padding, axes, least=0)
-    window = make_window(op, kernel, kernel if stride in (None, (), []) else stride, padding, dilation)
+    window = make_pooling_window(op, axes, kernel_size, stride, padding, dilation)
     check_pooling(op, x.shape, window, bool(ceil_mode))
     return x, window, window.output_size(x.shape[2:], bool(ceil_mode))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import functional
-from kernels.checks import IntOrTuple, check_activation, check_int, make_window, per_axis
+from kernels.checks import POOLING_ARGUMENTS, IntOrTuple, check_activation, check_int, make_window, per_axis
 from kernels.functional.connectivity import check_table, connect
 from kernels.layers.pooling import CrossChannelMaxPool
 
@@ -121,7 +121,7 @@ def output_dtype(input: Tensor) -> torch.dtype:
 
 def max_pool_arguments(pool: nn.Module) -> dict[str, Any]:
     """The arguments of a MaxPool layer by name, as `functional.conv2d` takes them to fuse it."""
-    return {name: getattr(pool, name) for name in ("kernel_size", "stride", "padding", "dilation", "ceil_mode")}
+    return {name: getattr(pool, name) for name in POOLING_ARGUMENTS}
 
 
 def check_divides(name: str, pool_size: int, channels: int) -> None:
