@@ -87,14 +87,14 @@ def hooked(layer: nn.Module) -> bool:
 
 
 @contextmanager
-def functions_called() -> Iterator[set[CodeType]]:
+def functions_called() -> Iterator[dict[CodeType, None]]:
     """The code of the functions of other packages than KNOWN that are called inside a `with` block."""
-    called: set[CodeType] = set()
+    called: dict[CodeType, None] = {}  # in order
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         module = frame.f_globals.get("__name__", "")
         if event == "call" and module.split(".")[0] not in KNOWN and not module.startswith("namedtuple_"):
-            called.add(frame.f_code)
+            called[frame.f_code] = None
 
     previous: Callable[..., Any] | None = sys.getprofile()
     sys.setprofile(note)
