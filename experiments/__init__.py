@@ -1,3 +1,4 @@
-"""How it is trained: the command line, and one commented recipe a YAML file."""
+"""How it is trained and measured: the command line, and one commented recipe a YAML file."""
 
-COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = ("fit", "validate", "test", "predict")  # of Lightning, see cli.py
+TOOLS = {"bench": "experiments.bench"}  # for kernels: the module whose main(arguments) -> exit code is the command

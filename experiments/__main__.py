@@ -4,6 +4,7 @@ Help is answered from here in no time. The backend is chosen here too: Triton de
 first imported, and almost everything that `experiments.cli` needs imports it.
 """
 
+import importlib
 import importlib.util
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-from experiments import COMMANDS
+from experiments import COMMANDS, TOOLS
 
 HELP = """\
 usage: convnets {fit,validate,test,predict} --config RECIPE [options]
@@ -52,15 +53,18 @@ environment:
 def main() -> int:
     """Run the command in `sys.argv` and return its exit code: 0, 2 for an error of the user, 130 when interrupted."""
     args = sys.argv[1:]
-    if not args or "-h" in args or "--help" in args:
+    tool = TOOLS.get(args[0]) if args else None
+    if not args or (tool is None and ("-h" in args or "--help" in args)):
         print(HELP, end="")
         return 0
     if args == ["--version"]:
         print(f"convnets {version('triton-convnets')}")
         return 0
     try:
+        if tool is not None:
+            return int(importlib.import_module(tool).main(args[1:]))
         if args[0] not in COMMANDS:
-            raise ValueError(f"the first argument must be one of {', '.join(COMMANDS)}, got {args[0]!r}")
+            raise ValueError(f"the first argument must be one of {', '.join((*COMMANDS, *TOOLS))}, got {args[0]!r}")
         sys.argv[1:] = ["--help" if arg == "--help=full" else arg for arg in args]
         prepare_backend(args)
         from experiments.cli import run

@@ -1,0 +1,79 @@
+"""One convolution to inspect, tune or time: its extents, its tensors, and its three operations by the launchers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from kernels import conv
+from kernels.shape import Window
+
+OPERATIONS = ("forward", "input_gradient", "weight_gradient")
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A convolution, its tensors channels-last.
+
+    Args:
+        batch, channels, outputs: N, C and O, of all groups.
+        size: extents of the input grid; () is a linear layer.
+    """
+
+    batch: int
+    channels: int
+    outputs: int
+    size: tuple[int, ...]
+    window: Window
+    dtype: torch.dtype = torch.float16
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        return self.window.output_size(self.size)
+
+    @property
+    def cost(self) -> conv.Cost:
+        return conv.cost(self.batch, self.channels, self.outputs, self.size, self.window, self.dtype.itemsize)
+
+    def tensors(self, device: torch.device | str, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """x, weight and dy, channels-last: random numbers, or nothing on the device "meta"."""
+        window = self.window
+        shapes = (
+            (self.batch, self.channels, *self.size),
+            (window.tiles * self.outputs, self.channels // window.groups, *window.kernel),
+            (self.batch, self.outputs, *self.output_size),
+        )
+        if torch.device(device).type == "meta":
+            drawn = [torch.empty(shape, dtype=self.dtype, device=device) for shape in shapes]
+        else:
+            generator = torch.Generator(device).manual_seed(seed)
+            drawn = [torch.randn(shape, dtype=torch.float32, device=device, generator=generator) for shape in shapes]
+            drawn[1] *= prod(shapes[1][1:]) ** -0.5
+        last = (t.to(self.dtype).contiguous(memory_format=FORMATS.get(t.dim(), torch.contiguous_format)) for t in drawn)
+        x, weight, dy = last
+        return x, weight, dy
+
+    def run(self, operation: str, x: Tensor, weight: Tensor, dy: Tensor) -> Tensor:
+        """y, dx or dw by the launcher of one of OPERATIONS."""
+        if operation == "forward":
+            return conv.forward(x, weight, None, None, self.window, False)
+        if operation == "input_gradient":
+            return conv.transpose(dy, weight, None, None, self.window, self.size, False)
+        return conv.weight_gradient(x, dy, None, self.window, False)[0]
+
+    def __str__(self) -> str:
+        window = self.window
+        across = "x".join(map(str, window.kernel)) or "linear"
+        grid = f" at {'x'.join(map(str, self.size))}" if self.size else ""
+        extra = [
+            f"{name} {'x'.join(map(str, values)) if len(set(values)) > 1 else values[0]}"
+            for name, values in (("stride", window.stride), ("dilation", window.dilation), ("tile", window.tile))
+            if any(value > 1 for value in values)
+        ]
+        groups = [f"groups {window.groups}"] if window.groups > 1 else []
+        dtype = str(self.dtype).removeprefix("torch.")
+        return ", ".join([f"{across} {self.channels} -> {self.outputs}{grid}", *extra, *groups, f"N {self.batch}", dtype])
