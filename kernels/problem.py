@@ -76,4 +76,5 @@ class Problem:
         ]
         groups = [f"groups {window.groups}"] if window.groups > 1 else []
         dtype = str(self.dtype).removeprefix("torch.")
-        return ", ".join([f"{across} {self.channels} -> {self.outputs}{grid}", *extra, *groups, f"N {self.batch}", dtype])
+        first = f"{across} {self.channels} -> {self.outputs}{grid}"
+        return ", ".join([first, *extra, *groups, f"N {self.batch}", dtype])
