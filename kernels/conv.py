@@ -74,7 +74,7 @@ def _forward_kernel(
     residue, counts = gemm.residue(tile, y_size, WINDOW.tile)
     row = (block % blocks).to(INDEX) * BM + tl.arange(0, BM)
     n, p, q, r = grid.unravel(row, counts)
-    row_valid = (n < batch)[:, None]
+    row_valid = (row < batch * counts[0] * counts[1] * counts[2])[:, None]
     p = (residue[0] + p * WINDOW.tile[0])[:, None]
     q = (residue[1] + q * WINDOW.tile[1])[:, None]
     r = (residue[2] + r * WINDOW.tile[2])[:, None]
@@ -120,7 +120,8 @@ def _forward_kernel(
             winner = tl.where(better, candidate, winner)
 
     # Epilogue: residual, ReLU; then store.
-    element = grid.offset(n, p, q, r, y_size) * (WINDOW.groups * OUTPUTS) + (group * OUTPUTS + column)[None, :]
+    position = row[:, None] if WINDOW.tiles == 1 else grid.offset(n, p, q, r, y_size)
+    element = position * (WINDOW.groups * OUTPUTS) + (group * OUTPUTS + column)[None, :]
     mask = row_valid & column_valid[None, :]
     if residual_ptr is not None:
         best += tl.load(residual_ptr + element, mask=mask, other=0.0).to(ACC)

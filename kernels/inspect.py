@@ -9,13 +9,12 @@ Not in the interpreter: a process with TRITON_INTERPRET=1 holds no kernels that 
 
 from __future__ import annotations
 
+import functools
 import re
-import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
@@ -23,8 +22,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-from kernels import backend, tuning
-from kernels.targets import TARGETS, Target
+from kernels import backend, sass, trips, tuning
+from kernels.estimate import Estimate, estimate
+from kernels.targets import TARGETS
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Compiled:
         shared_memory: bytes of shared memory of a block.
         wide: whether anything is computed in 64-bit integers, as addresses in tensors of 2**30 elements are.
         tensor_cores: whether the code holds matrix instructions (MMA, WGMMA, tcgen05; MFMA on AMD).
+        target, grid, arguments: what it was compiled for, its programs, and its integers by their names in the IR.
+        asm: the kernel in all languages on the way from "ttir" to "cubin" or "amdgcn".
     """
 
     name: str
@@ -51,6 +53,27 @@ class Compiled:
     shared_memory: int
     tensor_cores: bool
     wide: bool
+    target: str
+    grid: tuple[int, ...]
+    arguments: dict[str, int]
+    asm: Mapping[str, Any] = field(repr=False)
+
+    @functools.cached_property
+    def code(self) -> sass.Region:
+        """The machine code by loops; NVIDIA only."""
+        return sass.parse(sass.disassemble(self.asm["cubin"]))
+
+    @functools.cached_property
+    def loops(self) -> trips.Loop:
+        """The loops of the IR, and how often they run."""
+        return trips.count(self.asm["ttir"], self.arguments, self.grid)
+
+    def estimate(self, flops: int, compulsory_bytes: int) -> Estimate:
+        """The least time of the launch, which needs so many operations and so much traffic; see kernels.estimate."""
+        return estimate(
+            TARGETS[self.target], self.code, self.loops, self.warps, self.registers, self.shared_memory,
+            flops, compulsory_bytes,
+        )  # fmt: skip
 
 
 class _OfflineDriver(DriverBase):
@@ -99,7 +122,8 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
     compiled: list[Compiled] = []
 
     def compile_only(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-        compiled.append(_read(kernel.warmup(*args, grid=grid, **constants), TARGETS[target], constants))
+        binary = kernel.warmup(*args, grid=grid, **constants)
+        compiled.append(_read(binary, target, grid, _integers(kernel.arg_names, args), constants))
 
     with (
         mock.patch.object(triton.runtime.driver, "_active", _OfflineDriver(target)),
@@ -109,13 +133,36 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
         yield compiled
 
 
-def _read(kernel: Any, target: Target, constants: dict[str, Any]) -> Compiled:
-    read = _read_cubin if target.backend == "cuda" else _read_amdgcn
+def _integers(names: Sequence[str], arguments: Sequence[Any]) -> dict[str, int]:
+    """Integers among the arguments of a launch, by the names that Triton's IR gives them."""
+    found = {}
+    for name, value in zip(names, arguments, strict=False):
+        if isinstance(value, tuple):
+            found |= _integers([f"{name}.{entry}" for entry in range(len(value))], value)
+        elif isinstance(value, int):
+            found[name] = value
+    return found
+
+
+def _read(
+    kernel: Any, target: str, grid: tuple[int, ...], arguments: dict[str, int], constants: dict[str, Any]
+) -> Compiled:
+    read = _read_cubin if TARGETS[target].backend == "cuda" else _read_amdgcn
     registers, spills, tensor_cores = read(kernel)
-    block = tuple(constants[name] for name in ("BM", "BN", "BK") if name in constants)
-    wide = "i64" in kernel.asm["ttir"]
-    warps, shared = kernel.metadata.num_warps, kernel.metadata.shared
-    return Compiled(kernel.name, block, warps, registers, spills, shared, tensor_cores, wide)
+    return Compiled(
+        name=kernel.name,
+        block=tuple(constants[name] for name in ("BM", "BN", "BK") if name in constants),
+        warps=kernel.metadata.num_warps,
+        registers=registers,
+        spills=spills,
+        shared_memory=kernel.metadata.shared,
+        tensor_cores=tensor_cores,
+        wide="i64" in kernel.asm["ttir"],
+        target=target,
+        grid=grid,
+        arguments=arguments,
+        asm=kernel.asm,
+    )
 
 
 def _read_cubin(kernel: Any) -> tuple[int, int, bool]:
@@ -123,18 +170,12 @@ def _read_cubin(kernel: Any) -> tuple[int, int, bool]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage = _run_tool("cuobjdump", "-res-usage", file.name)
+        usage = sass.tool("cuobjdump", "-res-usage", file.name)
         registers, local, stack = (int(re.search(rf"\b{field}:(\d+)", usage)[1]) for field in ("REG", "LOCAL", "STACK"))
         spills = local + stack  # all there is to keep in memory, as the kernels have no arrays and call nothing
-        if spills and not re.search(r"\b(STL|LDL)\b", _run_tool("nvdisasm", "-c", file.name)):
+        if spills and not re.search(r"\b(STL|LDL)\b", sass.tool("nvdisasm", "-c", file.name)):
             spills = 0  # room that was set aside and is not used
     return registers, spills, tensor_cores
-
-
-def _run_tool(name: str, *arguments: str) -> str:
-    """Output of one of the binary utilities that Triton brings."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def _read_amdgcn(kernel: Any) -> tuple[int, int, bool]:
