@@ -72,7 +72,17 @@ def inside(valid, origin, shift, size, EDGE: tl.constexpr):
     """valid and 0 <= origin + shift < size; only `valid` on an axis where the window cannot leave the grid."""
     result = valid
     if EDGE:
-        result = valid & (shift >= -origin) & (shift < size - origin)  # the bounds are of a row, outside its loop
+        result = valid & within(origin + shift, size)
+    return result
+
+
+@device_function
+def within(position, size):
+    """0 <= position < size: as unsigned integers one comparison, since a negative one is larger than any size."""
+    if position.dtype == tl.int64:
+        result = position.to(tl.uint64, bitcast=True) < size
+    else:
+        result = position.to(tl.uint32, bitcast=True) < size
     return result
 
 

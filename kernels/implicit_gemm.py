@@ -10,6 +10,8 @@ import triton.language as tl
 from kernels import grid
 from kernels.backend import device_function
 
+OFF = tl.constexpr(-(2**30))  # a coordinate off every grid, also when one is added to another
+
 
 @device_function
 def channels(pid, COUNT: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr, DOT: tl.constexpr):
@@ -97,6 +99,12 @@ def multiply_accumulate(
     for i in tl.static_range(len(ROWS)):
         for j in tl.static_range(len(COLUMNS)):
             accs = accs + (tl.full((ROWS[i], COLUMNS[j]), 0.0, ACC),)
+    # Rows that do not exist are put off the grid, so that one comparison keeps them out, too.
+    FOLDED: tl.constexpr = CHANNELS % BK != 0
+    PUT_OFF: tl.constexpr = WINDOW.edges[2] and DOT
+    last = ()
+    for i in tl.static_range(len(ROWS)):
+        last = last + (tl.where(row_valid[i], origins[i][2], OFF) if PUT_OFF else origins[i][2],)
     count = taps[0] * taps[1] * taps[2] * CHANNELS
     for block in range(grid.cdiv(count, BK) if steps is None else steps):
         tap, channel, in_window = tap_and_channel(block * BK, count, CHANNELS, BK, BK)
@@ -113,7 +121,7 @@ def multiply_accumulate(
         weights = ()  # [BK, BN] each
         for j in tl.static_range(len(COLUMNS)):
             mask = column_valid[j]
-            if CHANNELS % BK != 0:
+            if FOLDED:
                 mask = mask & tl.trans(in_window)
             weights = weights + (tl.load(weight_columns[j] + tl.trans(element), mask=mask, other=0.0),)
 
@@ -121,14 +129,16 @@ def multiply_accumulate(
         h *= STEP[1]
         w *= STEP[2]
         shift = ((d * size[1] + h) * size[2] + w) * (WINDOW.groups * CHANNELS) + channel
+        at = tl.where(in_window, w, OFF) if PUT_OFF and FOLDED else w
         sums = ()
         for i in tl.static_range(len(ROWS)):
-            mask = row_valid[i]
-            if CHANNELS % BK != 0:
-                mask = mask & in_window
+            if PUT_OFF:
+                mask = grid.within(last[i] + at, size[2])
+            else:
+                mask = row_valid[i] & in_window if FOLDED else row_valid[i]
+                mask = grid.inside(mask, last[i], at, size[2], WINDOW.edges[2])
             mask = grid.inside(mask, origins[i][0], d, size[0], WINDOW.edges[0])
             mask = grid.inside(mask, origins[i][1], h, size[1], WINDOW.edges[1])
-            mask = grid.inside(mask, origins[i][2], w, size[2], WINDOW.edges[2])
             x = tl.load(x_rows[i] + shift, mask=mask, other=0.0)  # [BM, BK], or [BM, BN] for one channel each
             if y_rows is not None:
                 y = tl.load(y_rows[i] + shift, mask=mask, other=0.0)
