@@ -39,7 +39,7 @@ class Compiled:
         spills: what a thread keeps in memory for want of registers: bytes (NVIDIA), vector registers (AMD, whose
             spilled scalar registers stay in vector registers).
         shared_memory: bytes of shared memory of a block.
-        wide: whether anything is computed in 64-bit integers, as addresses in tensors of 2**30 elements are.
+        wide: whether addresses are computed in 64-bit integers, as they must be in tensors of 2**30 elements.
         tensor_cores: whether the code holds matrix instructions (MMA, WGMMA, tcgen05; MFMA on AMD).
         target, grid, arguments: what it was compiled for, its programs, and its integers by their names in the IR.
         asm: the kernel in all languages on the way from "ttir" to "cubin" or "amdgcn".
@@ -151,18 +151,25 @@ def _read(
     registers, spills, tensor_cores = read(kernel)
     return Compiled(
         name=kernel.name,
-        block=tuple(constants[name] for name in ("BM", "BN", "BK") if name in constants),
+        block=_block(constants),
         warps=kernel.metadata.num_warps,
         registers=registers,
         spills=spills,
         shared_memory=kernel.metadata.shared,
         tensor_cores=tensor_cores,
-        wide="i64" in kernel.asm["ttir"],
+        wide=bool(re.search(r"tt\.addptr .*i64", kernel.asm["ttir"])),
         target=target,
         grid=grid,
         arguments=arguments,
         asm=kernel.asm,
     )
+
+
+def _block(constants: dict[str, Any]) -> tuple[int, ...]:
+    """Extents of a kernel's block; a dot-less product has rows and columns, and its reduced axis is one channel."""
+    names = ("ROWS", "COLUMNS", "BK") if "ROWS" in constants else ("BM", "BN", "BK")
+    extents = tuple(constants[name] for name in names if name in constants)
+    return tuple(sum(extent) if isinstance(extent, tuple) else extent for extent in extents)
 
 
 def _read_cubin(kernel: Any) -> tuple[int, int, bool]:

@@ -15,8 +15,8 @@ For images of 32x32x3 the volumes are
     AVERAGE           1 x  1 x  10   a score a class
 
 Source: Springenberg, Dosovitskiy, Brox and Riedmiller, "Striving for simplicity: the all convolutional net" (2015),
-tables 1 and 2, and section 3.1 for the dropout. The paper does not say how weights are initialised: here as by He, Zhang,
-Ren and Sun, "Delving deep into rectifiers" (2015), which keeps the variance through nine layers with ReLU.
+tables 1 and 2, and section 3.1 for the dropout. The paper does not say how weights are initialised: here it is as in
+He, Zhang, Ren and Sun, "Delving deep into rectifiers" (2015), which keeps the variance through nine layers with ReLU.
 """
 
 from torch import Tensor, nn
