@@ -407,8 +407,9 @@ def _forward(
     counts = tuple(map(triton.cdiv, y_last.shape[1:4], wide.tile))
     rows = x.shape[0] * prod(counts)
     tile = tuning.tile(
-        "forward" if winners is None else "forward_max", x.dtype, rows, outputs, channels, wide.taps, window.groups
-    )
+        "forward" if winners is None else "forward_max", x.dtype, rows, outputs, channels, wide.taps, window.groups,
+        wide.tiles,
+    )  # fmt: skip
     backend.launch(
         _forward_kernel, (wide.tiles * triton.cdiv(rows, tile.m) * tile.blocks(outputs, window.groups),),
         x_last, weight_last, None if bias is None else bias.contiguous(),
@@ -438,7 +439,7 @@ def transpose(
     counts = tuple(map(triton.cdiv, dx_last.shape[1:4], wide.period))
     rows = dy.shape[0] * prod(counts)
     operation = "transpose" if wide.tiles == 1 else "transpose_tiled"
-    tile = tuning.tile(operation, dy.dtype, rows, channels, outputs, window.taps, window.groups)
+    tile = tuning.tile(operation, dy.dtype, rows, channels, outputs, window.taps, window.groups, prod(wide.period))
     phases = prod(wide.period) * triton.cdiv(rows, tile.m)
     backend.launch(
         _transpose_kernel, (phases * tile.blocks(channels, window.groups),),
@@ -465,7 +466,7 @@ def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bia
         channels = 1
     counts = tuple(map(triton.cdiv, dy_last.shape[1:4], wide.tile))
     rows = dy.shape[0] * prod(counts)
-    tile = tuning.tile("weight_gradient", x.dtype, outputs, channels, rows, wide.taps, window.groups)
+    tile = tuning.tile("weight_gradient", x.dtype, outputs, channels, rows, wide.taps, window.groups, wide.tiles)
     shapes = (wide.tiles * dy.shape[1], *wide.kernel, channels), (wide.tiles * dy.shape[1] if bias else 0,)
     dw, db = (x.new_empty(shape) for shape in shapes)
     shares = dw, db
