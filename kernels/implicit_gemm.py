@@ -99,8 +99,8 @@ def multiply_accumulate(
     for i in tl.static_range(len(ROWS)):
         for j in tl.static_range(len(COLUMNS)):
             accs = accs + (tl.full((ROWS[i], COLUMNS[j]), 0.0, ACC),)
-    # Rows that do not exist are put off the grid, so that one comparison keeps them out, too. By arithmetic: of a choice
-    # the compiler does not see that neighbours can be loaded together.
+    # Rows that do not exist are put off the grid, so that one comparison keeps them out, too: by arithmetic, as the
+    # compiler does not see of a choice that neighbours can be loaded together.
     FOLDED: tl.constexpr = CHANNELS % BK != 0
     PUT_OFF: tl.constexpr = WINDOW.edges[2] and DOT
     last = ()
