@@ -99,12 +99,13 @@ def multiply_accumulate(
     for i in tl.static_range(len(ROWS)):
         for j in tl.static_range(len(COLUMNS)):
             accs = accs + (tl.full((ROWS[i], COLUMNS[j]), 0.0, ACC),)
-    # Rows that do not exist are put off the grid, so that one comparison keeps them out, too.
+    # Rows that do not exist are put off the grid, so that one comparison keeps them out, too: by arithmetic, as the
+    # compiler does not see of a choice that neighbours can be loaded together.
     FOLDED: tl.constexpr = CHANNELS % BK != 0
     PUT_OFF: tl.constexpr = WINDOW.edges[2] and DOT
     last = ()
     for i in tl.static_range(len(ROWS)):
-        last = last + (tl.where(row_valid[i], origins[i][2], OFF) if PUT_OFF else origins[i][2],)
+        last = last + (origins[i][2] + (OFF - row_valid[i].to(tl.int32) * OFF) if PUT_OFF else origins[i][2],)
     count = taps[0] * taps[1] * taps[2] * CHANNELS
     for block in range(grid.cdiv(count, BK) if steps is None else steps):
         tap, channel, in_window = tap_and_channel(block * BK, count, CHANNELS, BK, BK)
@@ -129,14 +130,13 @@ def multiply_accumulate(
         h *= STEP[1]
         w *= STEP[2]
         shift = ((d * size[1] + h) * size[2] + w) * (WINDOW.groups * CHANNELS) + channel
-        at = tl.where(in_window, w, OFF) if PUT_OFF and FOLDED else w
         sums = ()
         for i in tl.static_range(len(ROWS)):
-            if PUT_OFF:
-                mask = grid.within(last[i] + at, size[2])
-            else:
-                mask = row_valid[i] & in_window if FOLDED else row_valid[i]
-                mask = grid.inside(mask, last[i], at, size[2], WINDOW.edges[2])
+            mask = grid.within(last[i] + w, size[2]) if PUT_OFF else row_valid[i]
+            if FOLDED:
+                mask = mask & in_window
+            if not PUT_OFF:
+                mask = grid.inside(mask, last[i], w, size[2], WINDOW.edges[2])
             mask = grid.inside(mask, origins[i][0], d, size[0], WINDOW.edges[0])
             mask = grid.inside(mask, origins[i][1], h, size[1], WINDOW.edges[1])
             x = tl.load(x_rows[i] + shift, mask=mask, other=0.0)  # [BM, BK], or [BM, BN] for one channel each
