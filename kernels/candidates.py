@@ -52,12 +52,12 @@ def fits(target: str, product: Product, tile: Tile) -> bool:
     """Whether the accumulators leave room for other registers, and the stages have room in shared memory."""
     limits = TARGETS[target]
     held = model.accumulators(product, tile, limits.warp_size)
-    return held <= ACCUMULATORS and model.shared_memory(product, tile) <= limits.shared_memory
+    return held <= ACCUMULATORS and model.shared_memory(model.rates_of(target), product, tile) <= limits.shared_memory
 
 
 def order(product: Product, tile: Tile) -> tuple[int, ...]:
     """Which of two equals comes first: what takes less of the GPU."""
-    return (model.shared_memory(product, tile), tile.warps, tile.m, tile.n, tile.k, tile.stages, tile.splits)
+    return ((tile.m + tile.n) * tile.k * tile.stages, tile.warps, tile.m, tile.n, tile.k, tile.stages, tile.splits)
 
 
 def _diverse(ranked: list[Tile], most: int) -> list[Tile]:
