@@ -195,6 +195,11 @@ class Window:
 POINT = Window((1,) * AXES, (1,) * AXES, ((0, 0),) * AXES, (1,) * AXES)  # looks at one position
 
 
+def shape_of(t: Tensor) -> tuple[int, ...]:
+    """t.shape, but in plain ints under torch.jit.trace, whose tensors neither a window nor an operator takes."""
+    return tuple(map(int, t.shape)) if torch.jit.is_tracing() else t.shape
+
+
 def lift(values: Sequence[int]) -> tuple[int, ...]:
     """One int for each of three axes: ones in front."""
     return (1,) * (AXES - len(values)) + tuple(values)

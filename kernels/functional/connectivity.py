@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels.checks import IntOrTuple, autocast, batched, check_floating, check_tensor, make_window
 from kernels.functional.convolution import Epilogue, convolve
+from kernels.shape import shape_of
 
 
 def tiled_conv2d(
@@ -55,8 +56,8 @@ def local_conv2d(
     check_floating(op, input=input, weight=weight)
     x = batched(op, input, 2)
     window = make_window(op, weight.shape[4:], stride, padding, dilation, groups) if weight.dim() == 6 else None
-    if window is not None and tuple(weight.shape[:2]) != window.output_size(x.shape[2:]):
-        expected = window.output_size(x.shape[2:])
+    if window is not None and shape_of(weight)[:2] != window.output_size(shape_of(x)[2:]):
+        expected = window.output_size(shape_of(x)[2:])
         raise ValueError(
             f"{op}: weight must have a kernel for each of the {expected} output positions, got {tuple(weight.shape)}"
         )
@@ -118,8 +119,8 @@ def _tiled(
     if bias is not None and bias.shape != weight.shape[:3]:
         raise ValueError(f"{op}: bias must have shape {tuple(weight.shape[:3])}, got {tuple(bias.shape)}")
     window = make_window(op, weight.shape[4:], stride, padding, dilation, groups)
-    size = window.output_size(batched(op, input, 2).shape[2:])
-    th, tw = (max(1, min(turns, extent)) for turns, extent in zip(weight.shape[:2], size, strict=True))
+    size = window.output_size(shape_of(batched(op, input, 2))[2:])
+    th, tw = (max(1, min(turns, extent)) for turns, extent in zip(shape_of(weight)[:2], size, strict=True))
     weight = weight[:th, :tw].flatten(0, 2)  # a kernel whose turn never comes is not used
     bias = None if bias is None else bias[:th, :tw].flatten()
     fused = Epilogue(activation)

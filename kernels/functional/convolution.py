@@ -25,7 +25,7 @@ from kernels.checks import (
     pooling_window,
     refuse_forward_mode,
 )
-from kernels.shape import POINT, Window
+from kernels.shape import POINT, Window, shape_of
 
 if backend.AVAILABLE:
     from kernels import ops
@@ -159,7 +159,8 @@ def run_convolution(
     """x [N, C, *grid] through a convolution whose tensors fit, and its epilogue."""
     relu = check_activation(op, fused.activation) == "relu"
     maxout = check_pool_size(op, fused.maxout, "maxout")
-    shape = (x.shape[0], weight.shape[0] // window.tiles, *window.output_size(x.shape[2:]))
+    (batch, _, *grid), (outputs, *_) = shape_of(x), shape_of(weight)
+    shape = (batch, outputs // window.tiles, *window.output_size(grid))
     if (residual is not None) + (fused.max_pool is not None) + (maxout > 1) > 1:
         raise ValueError(f"{op}: at most one of residual, max_pool and maxout can be fused")
     residual = check_residual(op, residual, shape)
@@ -200,9 +201,10 @@ def _convolve_transposed(
     window = make_window(
         op, weight.shape[2:], stride, per_axis(op, "padding", padding, axes, least=0), dilation, groups
     )
-    size = window.input_size(x.shape[2:], extra)
+    grid = shape_of(x)[2:]
+    size = window.input_size(grid, extra)
     check_transposed_convolution(op, x, weight, bias, window, extra, size)
-    window = window.fitted(size, x.shape[2:])
+    window = window.fitted(size, grid)
     if weight.numel() == 0 or not backend.uses_triton(x):
         y = reference.transpose(x, weight, bias, None, window, size, relu)
     else:

@@ -21,7 +21,7 @@ from kernels.checks import (
     make_window,
     refuse_forward_mode,
 )
-from kernels.shape import Window
+from kernels.shape import Window, shape_of
 
 if backend.AVAILABLE:
     from kernels import ops
@@ -180,7 +180,7 @@ def cross_channel_max_pool(input: Tensor, pool_size: int) -> Tensor:
         return reference.cross_channel_max_pool(input, pool_size)
     last = input.movedim(1, -1)  # [N, *, C], where each position is a grid of one axis: its channels
     window = make_window(op, (pool_size,), pool_size, 0, 1)
-    size = (input.shape[1] // pool_size,)
+    size = (shape_of(input)[1] // pool_size,)
     y, _ = _run_max_pool(last.reshape(prod(last.shape[:-1]), 1, input.shape[1]), window, size, False)
     pooled = y.view(*last.shape[:-1], *size).movedim(-1, 1)
     return pooled.contiguous() if input.is_contiguous() else pooled
@@ -194,17 +194,19 @@ def _fixed(
     check_floating(op, input=input)
     x = batched(op, input, axes)
     window = make_pooling_window(op, axes, kernel_size, stride, padding, dilation)
-    check_pooling(op, x.shape, window, bool(ceil_mode))
-    return x, window, window.output_size(x.shape[2:], bool(ceil_mode))
+    shape = shape_of(x)
+    check_pooling(op, shape, window, bool(ceil_mode))
+    return x, window, window.output_size(shape[2:], bool(ceil_mode))
 
 
 def _adaptive(op: str, axes: int, input: Tensor, output_size: OutputSize) -> tuple[Tensor, Window, tuple[int, ...]]:
     """The input [N, C, *grid], the window that divides it, and the extents of the output."""
     check_floating(op, input=input)
     x = batched(op, input, axes)
-    check_not_empty(op, x.shape)
-    size = check_output_size(op, output_size, x.shape[2:])
-    return x, Window.dividing(x.shape[2:], size), size
+    shape = shape_of(x)
+    check_not_empty(op, shape)
+    size = check_output_size(op, output_size, shape[2:])
+    return x, Window.dividing(shape[2:], size), size
 
 
 def _max_pool(
