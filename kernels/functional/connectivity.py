@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.checks import IntOrTuple, autocast, batched, check_floating, check_tensor, make_window
-from kernels.functional.convolution import Epilogue, convolve
+from kernels.functional.convolution import convolve, epilogue
 from kernels.shape import shape_of
 
 
@@ -86,7 +86,7 @@ def table_conv2d(
     """
     index = check_table("table_conv2d", table)
     dense = connect("table_conv2d", weight, index, table.shape)
-    fused = Epilogue(activation)
+    fused = epilogue("table_conv2d", activation)
     return convolve("table_conv2d", 2, input, dense, bias, stride, padding, dilation, 1, fused)
 
 
@@ -123,5 +123,5 @@ def _tiled(
     th, tw = (max(1, min(turns, extent)) for turns, extent in zip(shape_of(weight)[:2], size, strict=True))
     weight = weight[:th, :tw].flatten(0, 2)  # a kernel whose turn never comes is not used
     bias = None if bias is None else bias[:th, :tw].flatten()
-    fused = Epilogue(activation)
+    fused = epilogue(op, activation)
     return convolve(op, 2, input, weight, bias, stride, padding, dilation, groups, fused, (th, tw))
