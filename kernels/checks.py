@@ -40,7 +40,6 @@ def make_window(
     """
     axes = len(kernel)
     kernel = tuple(map(int, kernel))  # torch.jit.trace gives tensors
-    kernel = per_axis(op, "kernel_size", kernel, axes, least=1)
     stride = per_axis(op, "stride", stride, axes, least=1)
     dilation = per_axis(op, "dilation", dilation, axes, least=1)
     if not isinstance(padding, str):
@@ -53,6 +52,7 @@ def _window(
     op: str, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...] | str,
     dilation: tuple[int, ...], groups: int, tile: tuple[int, ...],
 ) -> Window:  # fmt: skip
+    kernel = per_axis(op, "kernel_size", kernel, len(kernel), least=1)
     named = isinstance(padding, str)
     pairs = _named_padding(op, padding, kernel, stride, dilation) if named else tuple((p, p) for p in padding)
     return Window(kernel, stride, pairs, dilation, groups, tile)
@@ -75,6 +75,8 @@ def per_axis(op: str, name: str, value: IntOrTuple, axes: int, least: int) -> tu
 
 def check_int(op: str, name: str, value: int, least: int) -> int:
     """`value` as an int of at least `least`; else ValueError."""
+    if type(value) is int and value >= least:
+        return value
     number = _as_int(value)
     if number is None or number < least:
         raise ValueError(f"{op}: {name} must be an int >= {least}, got {value!r}")
@@ -119,7 +121,8 @@ def check_floating(op: str, **tensors: Tensor | None) -> None:
     for name, t in tensors.items():
         if t is None and name in OPTIONAL:
             continue
-        check_tensor(op, name, t)
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
         if t.is_nested:
             raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got a nested tensor")
         if t.layout != torch.strided:
