@@ -41,6 +41,7 @@ from kernels.shape import (
     POINT,
     Window,
     accumulator_dtype,
+    cdiv,
     channels_first,
     channels_last,
     memory_format,
@@ -305,18 +306,18 @@ def _forward(
     winners = new_channels_last(x, y.shape[1], size, tap_dtype(pool.taps * maxout)) if winners else None
     x_last, weight_last, y_last = channels_last(x), channels_last(weight), channels_last(y)
     full_size = (1,) * (AXES - window.axes) + window.output_size(x.shape[2:])
-    rows = x.shape[0] * prod(map(triton.cdiv, y_last.shape[1:4], wide.tile))
+    rows = x.shape[0] * prod(map(cdiv, y_last.shape[1:4], wide.tile))
     tile = tuning.tile(
         "forward" if winners is None else "forward_max", x.dtype, rows, outputs, channels, window.taps, window.groups
     )
-    blocks = triton.cdiv(rows, tile.m)
+    blocks = cdiv(rows, tile.m)
     backend.launch(
         _forward_kernel, (wide.tiles * blocks * tile.blocks(outputs, window.groups),),
         x_last, weight_last, None if bias is None else bias.contiguous(),
         None if residual is None else channels_last(residual),
         y_last, None if winners is None else channels_last(winners),
         blocks, x.shape[0], tuple(x_last.shape[1:4]), full_size, tuple(y_last.shape[1:4]),
-        None if winners is None else triton.cdiv(window.taps * channels, tile.k if tile.dot else 1),
+        None if winners is None else cdiv(window.taps * channels, tile.k if tile.dot else 1),
         WINDOW=wide, POOL=pool.lifted(), MAXOUT=maxout, CHANNELS=channels, OUTPUTS=outputs, RELU=relu,
         **_arithmetic(window, x, weight, y), **tile.constants,
     )  # fmt: skip
@@ -336,10 +337,10 @@ def transpose(
     outputs = weight.shape[0] // (wide.tiles * window.groups)
     dx = new_channels_last(dy, window.groups * channels, size)
     dy_last, weight_last, dx_last = channels_last(dy), channels_last(weight), channels_last(dx)
-    rows = dy.shape[0] * prod(map(triton.cdiv, dx_last.shape[1:4], wide.period))
+    rows = dy.shape[0] * prod(map(cdiv, dx_last.shape[1:4], wide.period))
     operation = "transpose" if wide.tiles == 1 else "transpose_tiled"
     tile = tuning.tile(operation, dy.dtype, rows, channels, outputs, window.taps, window.groups)
-    blocks = triton.cdiv(rows, tile.m)
+    blocks = cdiv(rows, tile.m)
     backend.launch(
         _transpose_kernel, (prod(wide.period) * blocks * tile.blocks(channels, window.groups),),
         dy_last, None if y is None else channels_last(y), weight_last,
@@ -359,16 +360,16 @@ def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bia
     """
     wide, outputs, channels = window.lifted(), dy.shape[1] // window.groups, x.shape[1] // window.groups
     x_last, dy_last = channels_last(x), channels_last(dy)
-    rows = dy.shape[0] * prod(map(triton.cdiv, dy_last.shape[1:4], wide.tile))
+    rows = dy.shape[0] * prod(map(cdiv, dy_last.shape[1:4], wide.tile))
     tile = tuning.tile("weight_gradient", x.dtype, outputs, channels, rows, window.taps, window.groups)
     dtype = accumulator_dtype(x)
     dw = x.new_empty((tile.splits, wide.tiles * dy.shape[1], *wide.kernel, channels), dtype=dtype)
     db = x.new_empty((tile.splits, wide.tiles * dy.shape[1] if bias else 0), dtype=dtype)
-    columns = triton.cdiv(window.taps * channels, tile.n if tile.dot else 1)
+    columns = cdiv(window.taps * channels, tile.n if tile.dot else 1)
     backend.launch(
         _weight_gradient_kernel, (wide.tiles * columns * tile.blocks(outputs, window.groups, tile.m), tile.splits),
         x_last, dy_last, None if y is None else channels_last(y), dw, db if bias else None,
-        triton.cdiv(triton.cdiv(rows, tile.splits), tile.k) * tile.k, rows, dy.shape[0],
+        cdiv(cdiv(rows, tile.splits), tile.k) * tile.k, rows, dy.shape[0],
         tuple(x_last.shape[1:4]), tuple(dy_last.shape[1:4]),
         WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, **_arithmetic(window, x, dy, dw), **tile.constants,
     )  # fmt: skip
