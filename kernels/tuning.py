@@ -38,7 +38,7 @@ class Tile:
     splits: int = 1
     dot: bool = True
 
-    @property
+    @functools.cached_property
     def constants(self) -> dict[str, object]:
         """As the kernels of convolution take it: without a matrix product, one channel at a time."""
         rows, columns = _parts(self.m), _parts(self.n)

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from kernels import backend
 from kernels.checks import autocast, check_broadcast, check_floating, check_linear, check_residual, refuse_forward_mode
-from kernels.functional.convolution import Epilogue, run_convolution
+from kernels.functional.convolution import epilogue, run_convolution
 from kernels.shape import Window
 
 if backend.AVAILABLE:
     from kernels import ops
+
+PRODUCT = Window((), (), (), ())  # a window on a grid of no axes
 
 
 def linear(
@@ -34,14 +36,14 @@ def linear(
     x, weight, bias, residual = autocast(input, weight, bias, residual)
     check_floating("linear", input=x, weight=weight, bias=bias, residual=residual)
     check_linear(x, weight, bias)
-    front = x.shape[:-1]
-    rows = x.reshape(prod(front), x.shape[-1])
+    front, rows = x.shape[:-1], x
     residual = check_residual("linear", residual, (*front, weight.shape[0]))
-    if residual is not None:
-        residual = residual.reshape(prod(front), weight.shape[0])
-    fused = Epilogue(activation, maxout=maxout)
-    y = run_convolution("linear", rows, weight, bias, residual, Window((), (), (), ()), fused)
-    return y.view(*front, y.shape[-1])
+    if x.dim() != 2:
+        rows = x.reshape(prod(front), x.shape[-1])
+        residual = None if residual is None else residual.reshape(prod(front), weight.shape[0])
+    shape, fused = (rows.shape[0], weight.shape[0]), epilogue("linear", activation, residual, maxout=maxout)
+    y = run_convolution("linear", rows, weight, bias, residual, PRODUCT, shape, fused)
+    return y if x.dim() == 2 else y.view(*front, y.shape[-1])
 
 
 def matmul(input: Tensor, other: Tensor) -> Tensor:
@@ -77,7 +79,7 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
 
 def _matrix(a: Tensor, b: Tensor) -> Tensor:
     """a [M, K] times b [K, N]."""
-    none = Window((), (), (), ()).flat
+    none = PRODUCT.flat
     if a.is_contiguous():
         if b.is_contiguous():
             return ops.convolution_transpose(a, b, None, None, none, [], False)
