@@ -31,4 +31,7 @@ def _alike(first: Tensor, others: tuple[Tensor | None, ...]) -> bool:
     """Whether tensors are dense, of one supported dtype and on one device, so far as torch does not see to it."""
     if first.dtype not in DTYPES or first.layout != torch.strided or first.is_nested:
         return False
-    return all(t is None or getattr(t, "device", None) == first.device for t in others)
+    for t in others:
+        if t is not None and not (isinstance(t, Tensor) and t.device == first.device and t.layout == torch.strided):
+            return False
+    return True

@@ -5,11 +5,13 @@ from __future__ import annotations
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import backend
 from kernels.checks import autocast, check_broadcast, check_floating, check_linear, check_residual, refuse_forward_mode
 from kernels.functional.convolution import epilogue, run_convolution
+from kernels.functional.direct import as_torch
 from kernels.shape import Window
 
 if backend.AVAILABLE:
@@ -33,6 +35,11 @@ def linear(
     if isinstance(weight, Tensor) and weight.dim() == 1 and residual is None and maxout == 1:  # as torch takes it
         bias = bias.reshape(1) if isinstance(bias, Tensor) else bias
         return linear(input, weight.unsqueeze(0), bias, activation=activation).squeeze(-1)
+    fused = epilogue("linear", activation, residual, maxout=maxout)
+    if fused.plain and _is_layer(weight, bias):
+        y = as_torch(F.linear, (input, weight, bias))
+        if y is not None:
+            return y.relu_() if fused.relu else y
     x, weight, bias, residual = autocast(input, weight, bias, residual)
     check_floating("linear", input=x, weight=weight, bias=bias, residual=residual)
     check_linear(x, weight, bias)
@@ -41,9 +48,16 @@ def linear(
     if x.dim() != 2:
         rows = x.reshape(prod(front), x.shape[-1])
         residual = None if residual is None else residual.reshape(prod(front), weight.shape[0])
-    shape, fused = (rows.shape[0], weight.shape[0]), epilogue("linear", activation, residual, maxout=maxout)
+    shape = (rows.shape[0], weight.shape[0])
     y = run_convolution("linear", rows, weight, bias, residual, PRODUCT, shape, fused)
     return y if x.dim() == 2 else y.view(*front, y.shape[-1])
+
+
+def _is_layer(weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether these are of a linear layer: torch takes others too, and broadcasts."""
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        return False
+    return bias is None or (isinstance(bias, Tensor) and bias.shape == weight.shape[:1])
 
 
 def matmul(input: Tensor, other: Tensor) -> Tensor:

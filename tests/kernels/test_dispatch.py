@@ -40,6 +40,7 @@ def functions_entered(call: Callable[[], object]) -> int:
     [
         pytest.param("torch", layers.Conv2d(4, 4, 3, padding=1), 20, id="conv-torch"),
         pytest.param("torch", layers.MaxPool2d(2), 8, id="pool-torch"),
+        pytest.param("torch", layers.Linear(8, 4), 13, id="linear-torch"),
         pytest.param("triton", layers.Conv2d(4, 4, 3, padding=1), 110, id="conv-triton"),
         pytest.param("triton", layers.MaxPool2d(2), 70, id="pool-triton"),
     ],
