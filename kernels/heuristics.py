@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kernels import model
+from kernels.targets import TARGETS
 from kernels.tile import Product, Tile, block, rows_block
 
 INTERPRETER = "interpreter"
@@ -23,15 +24,17 @@ _FORWARD = [
 ]  # fmt: skip
 _GRADIENT = [
     Tile(256, 128, 32, 8, 4), Tile(128, 256, 32, 8, 4), Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 4, 4),
-    Tile(128, 64, 32, 4, 4), Tile(64, 128, 32, 4, 4), Tile(64, 64, 64, 4, 3), Tile(32, 64, 64, 4, 3),
+    Tile(128, 64, 32, 4, 4), Tile(64, 128, 32, 4, 4), Tile(64, 64, 32, 4, 4), Tile(32, 64, 32, 4, 4),
 ]  # fmt: skip
-# Where each element has an address of its own.
+# Where each element of x or dy, or of the weights that a transpose reads, has an address of its own.
 _FORWARD_OF_ELEMENTS = [
     Tile(256, 64, 32, 8, 4), Tile(128, 64, 32, 4, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4),
 ]  # fmt: skip
+_TRANSPOSE_TO_ELEMENTS = [Tile(128, 32, 32, 4, 4), Tile(64, 32, 32, 4, 4)]
 _GRADIENT_OF_ELEMENTS = [
-    Tile(128, 128, 32, 8, 4), Tile(128, 64, 32, 4, 4), Tile(64, 64, 64, 4, 3), Tile(32, 64, 64, 4, 3),
+    Tile(128, 128, 32, 8, 4), Tile(128, 64, 32, 4, 4), Tile(64, 64, 32, 4, 4), Tile(32, 64, 32, 4, 4),
 ]  # fmt: skip
+UNKNOWN_SHARED_MEMORY = 64 * 1024  # bytes that a block may use on a target that is not known
 PLANAR = 512  # taps; windows of more are of three axes as a rule, whose coordinates take registers, too
 
 
@@ -86,17 +89,31 @@ def options(target: str, product: Product) -> list[Tile]:
     """The tiles that are chosen from on a GPU: few, so that each is proved to fit every target (tests/compiled.py)."""
     if product.itemsize > 2 or product.operation == "forward_max":
         tiles = [_usual(product)]
-    elif product.channels * product.itemsize % 16 == 0:
-        tiles = _GRADIENT if product.is_gradient else _FORWARD
-    elif product.taps <= PLANAR and not product.operation.startswith("transpose"):
-        tiles = _GRADIENT_OF_ELEMENTS if product.is_gradient else _FORWARD_OF_ELEMENTS
-    else:
+    elif product.operation.startswith("transpose") and _aligned(product, product.depth):
+        tiles = _FORWARD if _aligned(product, product.columns) else _TRANSPOSE_TO_ELEMENTS
+    elif product.operation == "forward" and _aligned(product, product.depth):
+        tiles = _FORWARD
+    elif product.is_gradient and _aligned(product, product.rows) and _aligned(product, product.columns):
+        tiles = _GRADIENT
+    elif product.operation.startswith("transpose") or product.taps > PLANAR:
         tiles = [_usual(product)]
+    else:
+        tiles = _GRADIENT_OF_ELEMENTS if product.is_gradient else _FORWARD_OF_ELEMENTS
     if not product.is_gradient and dividing_block(product.channels, 32) == 16:  # a step is then one tap
         tiles = [replace(tile, k=min(tile.k, 16)) for tile in tiles]
     if is_amd(target):
         tiles = [replace(tile, stages=2) for tile in tiles]
-    return list(dict.fromkeys(tiles))
+    if target == "sm_100":  # has its sums in a memory of their own, from where they come to the registers at once
+        tiles = [replace(t, warps=8 if t.m * t.n >= 8192 else t.warps) for t in tiles if t.m * t.n <= 16384]
+        tiles = [t for t in tiles if not (product.is_gradient and (t.m, t.n, t.warps) == (128, 64, 8))]  # spills
+    most = TARGETS[target].shared_memory if target in TARGETS else UNKNOWN_SHARED_MEMORY
+    rates = model.rates_of(target)
+    return [tile for tile in dict.fromkeys(tiles) if model.shared_memory(rates, product, tile) <= most]
+
+
+def _aligned(product: Product, channels: int) -> bool:
+    """Whether 16 bytes, which a thread loads at once, are of one position."""
+    return channels * product.itemsize % 16 == 0
 
 
 def is_amd(target: str) -> bool:

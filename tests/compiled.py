@@ -50,7 +50,7 @@ POOLINGS = {
 }
 NORMS = {"normal": (32, 64, 28, 28), "one position": (1, 1)}
 POOLED = ("3x3", "stem", "grouped", "depthwise")
-EXTENTS = (1, 3, 16, 32, 48, 64, 128)  # of channels, for the tiles that are chosen for them
+EXTENTS = (128, 64, 48, 32, 16, 3, 1)  # of channels, for the tiles that are chosen for them
 
 
 def on_meta(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -103,20 +103,21 @@ def runs(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], No
         yield name, partial(pooling, problem, dtype)
     for name, shape in NORMS.items():
         yield name, partial(normalise, shape, dtype)
-    yield from runs_of_tiles(target, dtype)
+    if dtype != torch.bfloat16:  # which takes the tiles, and the registers, of float16
+        yield from runs_of_tiles(target, dtype)
 
 
 def runs_of_tiles(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
     """A problem for each tile that may be chosen: of large ones with three axes and a stride, to take registers."""
     seen = set()
     for operation, channels, outputs, size, taps, deep in itertools.product(
-        OPERATIONS, EXTENTS, EXTENTS, (4, 64), (1, 3), (False, True)
+        OPERATIONS, EXTENTS, EXTENTS, (64, 4), (3, 1), (False, True)
     ):
         groups = 8 if deep else 1
         if deep and (channels, outputs) != (1, 1):
             continue
-        gathered = outputs if operation.startswith("transpose") else channels
-        large = dtype.itemsize == 2 and operation != "forward_max" and gathered % 8 == 0 and not deep
+        aligned = [extent * dtype.itemsize % 16 == 0 for extent in (channels, outputs)]
+        large = dtype.itemsize == 2 and operation != "forward_max" and all(aligned)
         axes = 3 if large else 2
         problem = Problem(
             (size // axes,) * axes, (taps,) * axes, stride=axes - 1, padding=taps // 2, batch=1,
@@ -129,7 +130,7 @@ def runs_of_tiles(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callab
         tiles = [heuristics.choose(target, product)] if deep else heuristics.options(target, product)
         for tile in tiles:
             tile = dataclasses.replace(tile, splits=2 if operation == "weight_gradient" else 1)
-            key = (operation, tile, product.folds(tile), gathered * dtype.itemsize % 16)
+            key = (operation, tile, product.folds(tile), *(aligned if operation != "forward" else aligned[:1]))
             if key not in seen:
                 seen.add(key)
                 yield f"{channels} -> {outputs}, {taps}x{taps}", partial(convolve, operation, problem, dtype, tile)
