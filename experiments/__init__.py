@@ -1,4 +1,7 @@
 """How it is trained and measured: the command line, and one commented recipe a YAML file."""
 
 COMMANDS = ("fit", "validate", "test", "predict")  # of Lightning, see cli.py
-TOOLS = {"bench": "experiments.bench"}  # for kernels: the module whose main(arguments) -> exit code is the command
+TOOLS = {  # for kernels: the module whose main(arguments) -> exit code is the command
+    "bench": "experiments.bench",
+    "tune": "experiments.tune",
+}

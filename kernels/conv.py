@@ -409,8 +409,9 @@ def _forward(
     counts = tuple(map(cdiv, y_last.shape[1:4], wide.tile))
     rows = x.shape[0] * prod(counts)
     tile = tuning.tile(
-        "forward" if winners is None else "forward_max", x.dtype, rows, outputs, channels, wide.taps, window.groups
-    )
+        "forward" if winners is None else "forward_max", x.dtype, rows, outputs, channels, wide.taps, window.groups,
+        wide.tiles,
+    )  # fmt: skip
     backend.launch(
         _forward_kernel, (wide.tiles * cdiv(rows, tile.m) * tile.blocks(outputs, window.groups),),
         x_last, weight_last, None if bias is None else bias.contiguous(),
@@ -440,10 +441,10 @@ def transpose(
     counts = tuple(map(cdiv, dx_last.shape[1:4], wide.period))
     rows = dy.shape[0] * prod(counts)
     operation = "transpose" if wide.tiles == 1 else "transpose_tiled"
-    tile = tuning.tile(operation, dy.dtype, rows, channels, outputs, window.taps, window.groups)
-    phases = prod(wide.period) * cdiv(rows, tile.m)
+    phases = prod(wide.period)
+    tile = tuning.tile(operation, dy.dtype, rows, channels, outputs, window.taps, window.groups, phases)
     backend.launch(
-        _transpose_kernel, (phases * tile.blocks(channels, window.groups),),
+        _transpose_kernel, (phases * cdiv(rows, tile.m) * tile.blocks(channels, window.groups),),
         dy_last, None if y is None else channels_last(y), weight_last,
         None if bias is None else bias.contiguous(), dx_last,
         rows, grid.divisors(counts), tuple(dx_last.shape[1:4]), tuple(dy_last.shape[1:4]),
@@ -467,7 +468,7 @@ def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bia
         channels = 1
     counts = tuple(map(cdiv, dy_last.shape[1:4], wide.tile))
     rows = dy.shape[0] * prod(counts)
-    tile = tuning.tile("weight_gradient", x.dtype, outputs, channels, rows, wide.taps, window.groups)
+    tile = tuning.tile("weight_gradient", x.dtype, outputs, channels, rows, wide.taps, window.groups, wide.tiles)
     shapes = (wide.tiles * dy.shape[1], *wide.kernel, channels), (wide.tiles * dy.shape[1] if bias else 0,)
     dw, db = (x.new_empty(shape) for shape in shapes)
     shares = dw, db
