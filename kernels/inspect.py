@@ -39,6 +39,7 @@ class Compiled:
         spills: what a thread keeps in memory for want of registers: bytes (NVIDIA), vector registers (AMD, whose
             spilled scalar registers stay in vector registers).
         shared_memory: bytes of shared memory of a block.
+        tensor_memory: columns of tensor memory (tcgen05) of a block, 512 of which a multiprocessor has.
         wide: whether anything is computed in 64-bit integers, as addresses in tensors of 2**30 elements are.
         tensor_cores: whether the code holds matrix instructions (MMA, WGMMA, tcgen05; MFMA on AMD).
         target, grid, arguments: what it was compiled for, its programs, and its integers by their names in the IR.
@@ -51,6 +52,7 @@ class Compiled:
     registers: int
     spills: int
     shared_memory: int
+    tensor_memory: int
     tensor_cores: bool
     wide: bool
     target: str
@@ -69,10 +71,23 @@ class Compiled:
         return trips.count(self.asm["ttir"], self.arguments, self.grid)
 
     def estimate(self, flops: int, compulsory_bytes: int) -> Estimate:
-        """The least time of the launch, which needs so many operations and so much traffic; see kernels.estimate."""
+        """The least time of the launch, which needs so many operations and so much traffic; see kernels.estimate.
+
+        Raises:
+            ValueError: the target is not NVIDIA's, or the kernel is none that the model can follow.
+        """
+        target = TARGETS[self.target]
+        if target.rates is None:
+            raise ValueError(f"no estimate for {self.target}: registers, spills and LDS only")
+        if "ttg.warp_specialize" in self.asm["ttgir"]:
+            raise ValueError(
+                "no estimate: the warps of the kernel are specialised, and the model has them all run alike"
+            )
+        if '"ttg.num-ctas" = 1 ' not in self.asm["ttgir"]:
+            raise ValueError("no estimate: the kernel runs in clusters of blocks, which the model does not know")
         return estimate(
-            TARGETS[self.target], self.code, self.loops, self.warps, self.registers, self.shared_memory,
-            flops, compulsory_bytes,
+            target, self.code, self.loops, self.warps, self.registers, self.shared_memory,
+            flops, compulsory_bytes, self.tensor_memory,
         )  # fmt: skip
 
 
@@ -156,6 +171,7 @@ def _read(
         registers=registers,
         spills=spills,
         shared_memory=kernel.metadata.shared,
+        tensor_memory=getattr(kernel.metadata, "tmem_size", 0) or 0,
         tensor_cores=tensor_cores,
         wide="i64" in kernel.asm["ttir"],
         target=target,
