@@ -16,6 +16,7 @@ from experiments import COMMANDS, TOOLS
 
 HELP = """\
 usage: convnets {fit,validate,test,predict} --config RECIPE [options]
+       convnets bench [options]
 
 Train and evaluate convolutional networks whose layers are Triton kernels.
 
@@ -24,6 +25,7 @@ commands:
   validate    evaluate on the validation split
   test        evaluate on the test split
   predict     write the class of each test image to predictions.csv, beside the checkpoint
+  bench       check and time the kernels on the layers of classic networks; see convnets bench --help
 
 main options (later ones win over earlier ones, files too):
   -c, --config FILE             a recipe; several are merged from left to right

@@ -118,7 +118,7 @@ class ConvnetsCLI(LightningCLI):
             self._say("no --ckpt_path is given: the weights are those before training")
 
     def fit(self, **kwargs: Any) -> None:
-        started = time.perf_counter()
+        started, launched = time.perf_counter(), launch_count()
         try:
             with no_trace_of_failure(self.trainer):
                 self.trainer.fit(**kwargs, weights_only=True)
@@ -129,12 +129,13 @@ class ConvnetsCLI(LightningCLI):
             kept = f"resume with the same command and --ckpt_path {last}" if last else "no epoch was finished"
             raise KeyboardInterrupt(kept) from None
         self.training_seconds = time.perf_counter() - started
+        self.training_launches = launch_count() - launched
 
     def after_fit(self) -> None:
         """Test the best checkpoint and report the run."""
         self._say(
             f"training: {self.training_seconds:.1f} s, {self.trainer.global_step} steps, "
-            f"{launch_count()} launches of Triton kernels"
+            f"{self.training_launches} launches of Triton kernels"
         )
         boards = [logger for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
         checkpoints = self.trainer.checkpoint_callback

@@ -30,6 +30,7 @@ from math import prod
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -60,215 +61,307 @@ class Cost(NamedTuple):
 def _forward_kernel(
     x_ptr, weight_ptr, bias_ptr, residual_ptr,  # [N, D, H, W, G*C], [T*G*O*J, taps, C], [T*G*O*J] and as y, or None
     y_ptr, winner_ptr,  # [N, P, Q, R, G*O], the same or None
-    blocks, batch, x_size, full_size, y_size,  # of rows, N, (D, H, W), (P, Q, R) before and after pooling
+    rows, counts, x_size, full_size, y_size,  # of a tile, its divisors; (D, H, W), (P, Q, R) before and after pooling
     steps,  # of a product inside the loop over candidates: not known when compiled, as Triton 3.9 can fail on sm_100
     # where it is one and the inner loop dissolves; None where there is one candidate
     WINDOW: tl.constexpr, POOL: tl.constexpr, MAXOUT: tl.constexpr,  # Windows of three axes, J
     CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, RELU: tl.constexpr,  # C, O after maxout
+    LIVE: tl.constexpr,  # see gemm.multiply_accumulate
     ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are output positions of one tile, columns output channels; neighbours in the grid share rows.
-    block, group, column, column_valid = gemm.channels(tl.program_id(0), OUTPUTS, WINDOW.groups, BN, DOT)
+    block, group, columns, column_valid = gemm.channels(tl.program_id(0), OUTPUTS, WINDOW.groups, COLUMNS, DOT)
+    BM: tl.constexpr = ROWS[0] if len(ROWS) == 1 else ROWS[0] + ROWS[1]
+    blocks = grid.cdiv(rows, BM)
     tile = block // blocks
-    residue, counts = gemm.residue(tile, y_size, WINDOW.tile)
-    row = (block % blocks).to(INDEX) * BM + tl.arange(0, BM)
-    n, p, q, r = grid.unravel(row, counts)
-    row_valid = (row < batch * counts[0] * counts[1] * counts[2])[:, None]
-    p = (residue[0] + p * WINDOW.tile[0])[:, None]
-    q = (residue[1] + q * WINDOW.tile[1])[:, None]
-    r = (residue[2] + r * WINDOW.tile[2])[:, None]
-    n = n[:, None]
-    channel = group * CHANNELS
-    load_valid = row_valid
-    if not DOT:
-        channel = channel[None, :]
-        load_valid = row_valid & column_valid[None, :]
+    residue = gemm.residue(tile, WINDOW.tile)
+    output_rows = ()
+    for i in tl.static_range(len(ROWS)):
+        row = ((block % blocks).to(INDEX) * BM + i * ROWS[0] + tl.arange(0, ROWS[i]))[:, None]
+        n, _, position, valid = gemm.positions(row, rows, residue, counts, y_size, WINDOW.tile)
+        output_rows = output_rows + ((row, n, position, valid),)
 
-    # For each candidate of the pooling, accumulate over taps and input channels; keep the largest.
+    # Accumulate over taps and input channels, for each candidate of the pooling; keep the largest.
     CANDIDATES: tl.constexpr = POOL.taps * MAXOUT
-    best = tl.full((BM, BN), float("-inf"), ACC)
-    winner = tl.full((BM, BN), -1 if CANDIDATES > 1 else 0, tl.int32)
-    for candidate in range(CANDIDATES):
-        tap = candidate // MAXOUT
-        p_full = p * POOL.stride[0] - POOL.padding[0][0] + tap // (POOL.kernel[1] * POOL.kernel[2]) * POOL.dilation[0]
-        q_full = q * POOL.stride[1] - POOL.padding[1][0] + tap // POOL.kernel[2] % POOL.kernel[1] * POOL.dilation[1]
-        r_full = r * POOL.stride[2] - POOL.padding[2][0] + tap % POOL.kernel[2] * POOL.dilation[2]
-        d = p_full * WINDOW.stride[0] - WINDOW.padding[0][0]
-        h = q_full * WINDOW.stride[1] - WINDOW.padding[1][0]
-        w = r_full * WINDOW.stride[2] - WINDOW.padding[2][0]
-        output = ((tile * WINDOW.groups + group) * OUTPUTS + column) * MAXOUT + candidate % MAXOUT
-        acc = gemm.multiply_accumulate(
-            tl.full((BM, BN), 0.0, ACC),
-            x_ptr + grid.offset(n, d, h, w, x_size) * (WINDOW.groups * CHANNELS) + channel,
-            None,
-            weight_ptr + (output.to(INDEX) * (WINDOW.taps * CHANNELS))[:, None],
-            (d, h, w), x_size, load_valid, column_valid[:, None],
-            WINDOW.kernel, (0, 0, 0), (1, 1, 1), WINDOW.dilation, steps,
-            None, 0, CHANNELS, 1, WINDOW, CHANNELS, PRECISION, INDEX, DOT, BK if DOT else 1,
+    best, winners = (), ()
+    if CANDIDATES == 1:
+        best, _inside = _candidate(
+            0, x_ptr, weight_ptr, bias_ptr, group, tile, output_rows, columns, column_valid, x_size, full_size, None,
+            WINDOW, POOL, MAXOUT, CHANNELS, OUTPUTS, LIVE, ACC, PRECISION, INDEX, ROWS, COLUMNS, BK, DOT,
         )  # fmt: skip
-        if bias_ptr is not None:
-            acc += tl.load(bias_ptr + output, mask=column_valid, other=0.0).to(ACC)[None, :]
-        if CANDIDATES == 1:
-            best = acc
-        else:
-            inside = grid.inside(row_valid, p_full, 0, full_size[0], POOL.edges[0])
-            inside = grid.inside(inside, q_full, 0, full_size[1], POOL.edges[1])
-            inside = grid.inside(inside, r_full, 0, full_size[2], POOL.edges[2])
-            better = inside & ((acc > best) | (acc != acc) | (winner < 0))
-            best = tl.where(better, acc, best)
-            winner = tl.where(better, candidate, winner)
+    else:
+        for part in tl.static_range(len(ROWS) * len(COLUMNS)):
+            shape: tl.constexpr = (ROWS[part // len(COLUMNS)], COLUMNS[part % len(COLUMNS)])
+            best = best + (tl.full(shape, float("-inf"), ACC),)
+            winners = winners + (tl.full(shape, -1, tl.int32),)
+        for candidate in range(CANDIDATES):
+            values, inside = _candidate(
+                candidate, x_ptr, weight_ptr, bias_ptr, group, tile, output_rows, columns, column_valid, x_size,
+                full_size, steps,
+                WINDOW, POOL, MAXOUT, CHANNELS, OUTPUTS, LIVE, ACC, PRECISION, INDEX, ROWS, COLUMNS, BK, DOT,
+            )  # fmt: skip
+            best, winners = _better(candidate, values, inside, best, winners, COLUMNS)
 
     # Epilogue: residual, ReLU; then store.
-    position = row[:, None] if WINDOW.tiles == 1 else grid.offset(n, p, q, r, y_size)
-    element = position * (WINDOW.groups * OUTPUTS) + (group * OUTPUTS + column)[None, :]
-    mask = row_valid & column_valid[None, :]
-    if residual_ptr is not None:
-        best += tl.load(residual_ptr + element, mask=mask, other=0.0).to(ACC)
-    if RELU:
-        best = tl.where(best < 0, 0.0, best)  # NaN stays, as in torch
-    tl.store(y_ptr + element, best.to(y_ptr.dtype.element_ty), mask=mask)
-    if winner_ptr is not None:
-        tl.store(winner_ptr + element, winner.to(winner_ptr.dtype.element_ty), mask=mask)
+    for part in tl.static_range(len(ROWS) * len(COLUMNS)):
+        row, n, (p, q, r), valid = output_rows[part // len(COLUMNS)]
+        column = columns[part % len(COLUMNS)]
+        position = row if WINDOW.tiles == 1 else grid.offset(n, p, q, r, y_size)
+        element = position * (WINDOW.groups * OUTPUTS) + (group * OUTPUTS + column)[None, :]
+        mask = valid & column_valid[part % len(COLUMNS)][None, :]
+        y = best[part]
+        if residual_ptr is not None:
+            y += tl.load(residual_ptr + element, mask=mask, other=0.0).to(ACC)
+        if RELU:
+            y = tl.where(y < 0, 0.0, y)  # NaN stays, as in torch
+        tl.store(y_ptr + element, y.to(y_ptr.dtype.element_ty), mask=mask)
+        if winner_ptr is not None:
+            winner = tl.full(y.shape, 0, tl.int32) if CANDIDATES == 1 else winners[part]
+            tl.store(winner_ptr + element, winner.to(winner_ptr.dtype.element_ty), mask=mask)
 
 
 @backend.device_function
-def _phase(residue, AXIS: tl.constexpr, WINDOW: tl.constexpr):
-    """The inputs i = residue + u * stride * tile of one axis, see Window.common.
+def _candidate(
+    candidate, x_ptr, weight_ptr, bias_ptr, group, tile, output_rows, columns, column_valid, x_size, full_size, steps,
+    WINDOW: tl.constexpr, POOL: tl.constexpr, MAXOUT: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
+    LIVE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """The product for candidate tap * MAXOUT + channel of a pooling, with bias, and which rows have this candidate."""
+    tap = candidate // MAXOUT
+    tap_p = tap // (POOL.kernel[1] * POOL.kernel[2]) * POOL.dilation[0] - POOL.padding[0][0]
+    tap_q = tap // POOL.kernel[2] % POOL.kernel[1] * POOL.dilation[1] - POOL.padding[1][0]
+    tap_r = tap % POOL.kernel[2] * POOL.dilation[2] - POOL.padding[2][0]
+    channel = group * CHANNELS if DOT else (group * CHANNELS)[None, :]
+    x_rows, origins, load_valid, pool_valid = (), (), (), ()
+    for i in tl.static_range(len(ROWS)):
+        _row, n, position, valid = output_rows[i]
+        p = position[0] * POOL.stride[0] + tap_p
+        q = position[1] * POOL.stride[1] + tap_q
+        r = position[2] * POOL.stride[2] + tap_r
+        d = p * WINDOW.stride[0] - WINDOW.padding[0][0]
+        h = q * WINDOW.stride[1] - WINDOW.padding[1][0]
+        w = r * WINDOW.stride[2] - WINDOW.padding[2][0]
+        x_rows = x_rows + (x_ptr + grid.offset(n, d, h, w, x_size) * (WINDOW.groups * CHANNELS) + channel,)
+        origins = origins + ((d, h, w),)
+        load_valid = load_valid + (valid if DOT else valid & column_valid[0][None, :],)
+        inside = grid.inside(valid, p, 0, full_size[0], POOL.edges[0])
+        inside = grid.inside(inside, q, 0, full_size[1], POOL.edges[1])
+        pool_valid = pool_valid + (grid.inside(inside, r, 0, full_size[2], POOL.edges[2]),)
+    weight_columns, weight_valid = (), ()
+    for j in tl.static_range(len(COLUMNS)):
+        output = ((tile * WINDOW.groups + group) * OUTPUTS + columns[j]) * MAXOUT + candidate % MAXOUT
+        weight_columns = weight_columns + (weight_ptr + (output.to(INDEX) * (WINDOW.taps * CHANNELS))[None, :],)
+        weight_valid = weight_valid + (column_valid[j][None, :],)
+    accs = gemm.multiply_accumulate(
+        x_rows, None, weight_columns, origins, x_size, load_valid, weight_valid,
+        WINDOW.kernel, (0, 0, 0), (1, 1, 1), WINDOW.dilation, steps,
+        None, 0, CHANNELS, 1, WINDOW, CHANNELS, ACC, PRECISION, INDEX, ROWS, COLUMNS, BK if DOT else 1, DOT, LIVE,
+    )  # fmt: skip
+    if bias_ptr is not None:
+        sums = ()
+        for part in tl.static_range(len(ROWS) * len(COLUMNS)):
+            output = ((tile * WINDOW.groups + group) * OUTPUTS + columns[part % len(COLUMNS)]) * MAXOUT
+            output += candidate % MAXOUT
+            bias = tl.load(bias_ptr + output, mask=column_valid[part % len(COLUMNS)], other=0.0)
+            sums = sums + (accs[part] + bias.to(ACC)[None, :],)
+        accs = sums
+    return accs, pool_valid
 
-    -> the first tap that reaches them, the number of such taps, the output that it reads at u = 0.
+
+@backend.device_function
+def _better(candidate, values, inside, best, winners, COLUMNS: tl.constexpr):
+    """The larger of `values` and `best`, and its number; NaN is larger than any number, the first of equals stays."""
+    larger, numbers = (), ()
+    for part in tl.static_range(len(values)):
+        value = values[part]
+        better = inside[part // len(COLUMNS)] & ((value > best[part]) | (value != value) | (winners[part] < 0))
+        larger = larger + (tl.where(better, value, best[part]),)
+        numbers = numbers + (tl.where(better, candidate, winners[part]),)
+    return larger, numbers
+
+
+@backend.device_function
+def _phase(number, AXIS: tl.constexpr, WINDOW: tl.constexpr):
+    """The inputs i = residue + u * stride * tile of one axis, see Window.common; the first has most to do.
+
+    -> residue, the first tap that reaches them, the number of such taps, the output that it reads at u = 0.
     """
+    residue = gemm.modulo(number - WINDOW.padding[AXIS][0], WINDOW.period[AXIS])
     position = residue + WINDOW.padding[AXIS][0]
     first = grid.first_tap(position, AXIS, WINDOW)
     taps = grid.cdiv(WINDOW.kernel[AXIS] - first, WINDOW.every[AXIS])
-    return first, taps, (position - first * WINDOW.dilation[AXIS]) // WINDOW.stride[AXIS]
+    return residue, first, taps, (position - first * WINDOW.dilation[AXIS]) // WINDOW.stride[AXIS]
 
 
 @triton.jit
 def _transpose_kernel(
     dy_ptr, y_ptr, weight_ptr, bias_ptr,  # [N, P, Q, R, G*O], the same or None, [T*G*O, taps, C], [G*C] or None
     dx_ptr,  # [N, D, H, W, G*C]
-    blocks, batch, x_size, y_size,  # of rows, N, (D, H, W), (P, Q, R)
+    rows, counts, x_size, y_size,  # of a phase, its divisors; (D, H, W), (P, Q, R)
     WINDOW: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, RELU: tl.constexpr,  # a Window, C, O
     ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are the inputs of one phase (one residue of stride * tile on each axis), which share their taps.
-    block, group, column, column_valid = gemm.channels(tl.program_id(0), CHANNELS, WINDOW.groups, BN, DOT)
-    residue, counts = gemm.residue(block // blocks, x_size, WINDOW.period)
-    if block % blocks * BM >= batch * counts[0] * counts[1] * counts[2]:
-        return
-    first_d, taps_d, p = _phase(residue[0], 0, WINDOW)
-    first_h, taps_h, q = _phase(residue[1], 1, WINDOW)
-    first_w, taps_w, r = _phase(residue[2], 2, WINDOW)
-    row = (block % blocks).to(INDEX) * BM + tl.arange(0, BM)
-    n, u_d, u_h, u_w = grid.unravel(row, counts)
-    row_valid = (n < batch)[:, None]
-    n = n[:, None]
-    u_d = u_d[:, None]
-    u_h = u_h[:, None]
-    u_w = u_w[:, None]
-    channel = group * OUTPUTS
-    load_valid = row_valid
-    if not DOT:
-        channel = channel[None, :]
-        load_valid = row_valid & column_valid[None, :]
+    block, group, columns, column_valid = gemm.channels(tl.program_id(0), CHANNELS, WINDOW.groups, COLUMNS, DOT)
+    BM: tl.constexpr = ROWS[0] if len(ROWS) == 1 else ROWS[0] + ROWS[1]
+    blocks = grid.cdiv(rows, BM)
+    phase = gemm.residue(block // blocks, WINDOW.period)
+    d, first_d, taps_d, p = _phase(phase[0], 0, WINDOW)
+    h, first_h, taps_h, q = _phase(phase[1], 1, WINDOW)
+    w, first_w, taps_w, r = _phase(phase[2], 2, WINDOW)
+    channel = group * OUTPUTS if DOT else (group * OUTPUTS)[None, :]
+    input_rows, dy_rows, y_rows, origins, load_valid = (), (), (), (), ()
+    for i in tl.static_range(len(ROWS)):
+        row = ((block % blocks).to(INDEX) * BM + i * ROWS[0] + tl.arange(0, ROWS[i]))[:, None]
+        n, u, position, valid = gemm.positions(row, rows, (d, h, w), counts, x_size, WINDOW.period)
+        origin = (p + u[0] * WINDOW.tile[0], q + u[1] * WINDOW.tile[1], r + u[2] * WINDOW.tile[2])
+        dy_row = grid.offset(n, origin[0], origin[1], origin[2], y_size) * (WINDOW.groups * OUTPUTS) + channel
+        input_rows = input_rows + ((row, n, position, valid),)
+        dy_rows = dy_rows + (dy_ptr + dy_row,)
+        if y_ptr is not None:
+            y_rows = y_rows + (y_ptr + dy_row,)
+        origins = origins + (origin,)
+        load_valid = load_valid + (valid if DOT else valid & column_valid[0][None, :],)
+    weight_columns, weight_valid = (), ()
+    for j in tl.static_range(len(COLUMNS)):
+        column = (group.to(INDEX) * (OUTPUTS * WINDOW.taps * CHANNELS) + columns[j])[None, :]
+        weight_columns = weight_columns + (weight_ptr + column,)
+        weight_valid = weight_valid + (column_valid[j][None, :],)
 
     # Accumulate over the phase's taps and output channels.
-    origin = (p + u_d * WINDOW.tile[0], q + u_h * WINDOW.tile[1], r + u_w * WINDOW.tile[2])
-    dy_row = grid.offset(n, origin[0], origin[1], origin[2], y_size) * (WINDOW.groups * OUTPUTS) + channel
-    weight_row = (group.to(INDEX) * (OUTPUTS * WINDOW.taps * CHANNELS) + column)[:, None]
-    acc = gemm.multiply_accumulate(
-        tl.full((BM, BN), 0.0, ACC),
-        dy_ptr + dy_row,
-        None if y_ptr is None else y_ptr + dy_row,
-        weight_ptr + weight_row,
-        origin, y_size, load_valid, column_valid[:, None],
+    accs = gemm.multiply_accumulate(
+        dy_rows, None if y_ptr is None else y_rows, weight_columns, origins, y_size, load_valid, weight_valid,
         (taps_d, taps_h, taps_w), (first_d, first_h, first_w), WINDOW.every, WINDOW.back, None,
         None if WINDOW.tiles == 1 else (p, q, r), WINDOW.groups * OUTPUTS * WINDOW.taps * CHANNELS,
-        CHANNELS, WINDOW.taps * CHANNELS, WINDOW, OUTPUTS, PRECISION, INDEX, DOT, BK if DOT else 1,
+        CHANNELS, WINDOW.taps * CHANNELS, WINDOW, OUTPUTS, ACC, PRECISION, INDEX, ROWS, COLUMNS,
+        BK if DOT else 1, DOT,
     )  # fmt: skip
 
     # Epilogue: bias, ReLU; then store.
-    column += group * CHANNELS
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + column, mask=column_valid, other=0.0).to(ACC)[None, :]
-    if RELU:
-        acc = tl.where(acc < 0, 0.0, acc)
-    d = residue[0] + u_d * WINDOW.period[0]
-    h = residue[1] + u_h * WINDOW.period[1]
-    w = residue[2] + u_w * WINDOW.period[2]
-    element = grid.offset(n, d, h, w, x_size) * (WINDOW.groups * CHANNELS) + column[None, :]
-    tl.store(dx_ptr + element, acc.to(dx_ptr.dtype.element_ty), mask=row_valid & column_valid[None, :])
+    for part in tl.static_range(len(ROWS) * len(COLUMNS)):
+        row, n, at, valid = input_rows[part // len(COLUMNS)]
+        column = columns[part % len(COLUMNS)] + group * CHANNELS
+        column_mask = column_valid[part % len(COLUMNS)]
+        dx = accs[part]
+        if bias_ptr is not None:
+            dx += tl.load(bias_ptr + column, mask=column_mask, other=0.0).to(ACC)[None, :]
+        if RELU:
+            dx = tl.where(dx < 0, 0.0, dx)
+        position = grid.offset(n, at[0], at[1], at[2], x_size) if WINDOW.strided or WINDOW.tiles > 1 else row
+        element = position * (WINDOW.groups * CHANNELS) + column[None, :]
+        tl.store(dx_ptr + element, dx.to(dx_ptr.dtype.element_ty), mask=valid & column_mask[None, :])
+
+
+@backend.device_function
+def _tap_columns(
+    first, group, x_size, WINDOW: tl.constexpr, CHANNELS: tl.constexpr, INDEX: tl.constexpr,
+    PART: tl.constexpr, BN: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """Columns (tap, channel) from number `first` on: where the tap is (3), its element, its number, which exist."""
+    COUNT: tl.constexpr = WINDOW.taps * CHANNELS
+    tap, channel, valid = gemm.tap_and_channel(first, COUNT, CHANNELS, PART, BN)
+    d = (tap // (WINDOW.kernel[1] * WINDOW.kernel[2])).to(INDEX) * WINDOW.dilation[0] - WINDOW.padding[0][0]
+    h = tap // WINDOW.kernel[2] % WINDOW.kernel[1] * WINDOW.dilation[1] - WINDOW.padding[1][0]
+    w = tap % WINDOW.kernel[2] * WINDOW.dilation[2] - WINDOW.padding[2][0]
+    shift = ((d * x_size[1] + h) * x_size[2] + w) * (WINDOW.groups * CHANNELS) + channel
+    shift += group * CHANNELS if DOT else (group * CHANNELS)[:, None]
+    return d, h, w, shift, tap * CHANNELS + channel, valid
 
 
 @triton.jit
 def _weight_gradient_kernel(
     x_ptr, dy_ptr, y_ptr, dw_ptr, db_ptr,  # as above, then [splits, T*G*O, taps, C], [splits, T*G*O] or None
-    run, rows, batch, x_size, y_size,  # positions of a split, and of a tile at most, N, (D, H, W), (P, Q, R)
+    run, rows, counts, x_size, y_size,  # positions of a split and of a tile, its divisors; (D, H, W), (P, Q, R)
     WINDOW: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,  # a Window of three axes, C, O
     ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are output channels, columns (tap, input channel) pairs; a split is a run of positions of one tile.
     COUNT: tl.constexpr = WINDOW.taps * CHANNELS
-    COLUMNS: tl.constexpr = BN if DOT else 1
-    blocks = grid.cdiv(COUNT, COLUMNS)
+    BN: tl.constexpr = COLUMNS[0] if len(COLUMNS) == 1 else COLUMNS[0] + COLUMNS[1]
+    blocks = grid.cdiv(COUNT, BN)
     pid = tl.program_id(0)
-    tap, channel, column_valid = gemm.tap_and_channel(pid % blocks, COUNT, CHANNELS, COLUMNS)
-    tap_d = (tap // (WINDOW.kernel[1] * WINDOW.kernel[2])).to(INDEX) * WINDOW.dilation[0] - WINDOW.padding[0][0]
-    tap_h = tap // WINDOW.kernel[2] % WINDOW.kernel[1] * WINDOW.dilation[1] - WINDOW.padding[1][0]
-    tap_w = tap % WINDOW.kernel[2] * WINDOW.dilation[2] - WINDOW.padding[2][0]
-    shift = ((tap_d * x_size[1] + tap_h) * x_size[2] + tap_w) * (WINDOW.groups * CHANNELS) + channel  # [1, COLUMNS]
-    tile, group, output, output_valid = gemm.channels(pid // blocks, OUTPUTS, WINDOW.groups, BM, DOT)
-    output += group * OUTPUTS
-    residue, counts = gemm.residue(tile, y_size, WINDOW.tile)
+    tile, group, outputs, output_valid = gemm.channels(pid // blocks, OUTPUTS, WINDOW.groups, ROWS, DOT)
+    columns = ()
+    for j in tl.static_range(len(COLUMNS)):
+        first = pid % blocks * BN + j * COLUMNS[0]
+        columns = columns + (_tap_columns(first, group, x_size, WINDOW, CHANNELS, INDEX, COLUMNS[j], BN, DOT),)
+    residue = gemm.residue(tile, WINDOW.tile)
     start = tl.program_id(1).to(INDEX) * run
-    base = group * CHANNELS
-    if not DOT:
-        base = base[:, None]
 
     # Accumulate over output positions. x is [BK, BN], or [BM, BK] for one channel each.
     AXIS: tl.constexpr = 1 if DOT else 0
-    acc = tl.full((BM, COLUMNS), 0.0, ACC)
-    bias = tl.full((BM,), 0.0, ACC)
+    accs, sums = (), ()
+    for i in tl.static_range(len(ROWS)):
+        sums = sums + (tl.full((ROWS[i],), 0.0, ACC),)
+        for j in tl.static_range(len(COLUMNS)):
+            accs = accs + (tl.full((ROWS[i], COLUMNS[j]), 0.0, ACC),)
     for position in range(start, tl.minimum(start + run, rows), BK):
-        n, p, q, r = grid.unravel(position + tl.arange(0, BK).to(INDEX), counts)
-        position_valid = n < batch
-        p = residue[0] + p * WINDOW.tile[0]
-        q = residue[1] + q * WINDOW.tile[1]
-        r = residue[2] + r * WINDOW.tile[2]
-        element = (grid.offset(n, p, q, r, y_size) * (WINDOW.groups * OUTPUTS))[None, :] + output[:, None]
-        dy_mask = position_valid[None, :] & output_valid[:, None]
-        dy = tl.load(dy_ptr + element, mask=dy_mask, other=0.0)  # [BM, BK]
-        if y_ptr is not None:
-            y = tl.load(y_ptr + element, mask=dy_mask, other=0.0)
-            dy = tl.where(y <= 0, 0.0, dy)
+        row = position + tl.arange(0, BK).to(INDEX)
+        n, _, (p, q, r), row_valid = gemm.positions(row, rows, residue, counts, y_size, WINDOW.tile)
+        if WINDOW.tiles > 1:
+            row = grid.offset(n, p, q, r, y_size)
+        dys, next_sums = (), ()  # [BM, BK] each
+        for i in tl.static_range(len(ROWS)):
+            element = (row * (WINDOW.groups * OUTPUTS))[None, :] + (outputs[i] + group * OUTPUTS)[:, None]
+            dy_mask = row_valid[None, :] & output_valid[i][:, None]
+            dy = tl.load(dy_ptr + element, mask=dy_mask, other=0.0)
+            if y_ptr is not None:
+                y = tl.load(y_ptr + element, mask=dy_mask, other=0.0)
+                dy = tl.where(y <= 0, 0.0, dy)
+            total = sums[i]
+            if db_ptr is not None:
+                if pid % blocks == 0:
+                    total += tl.sum(dy.to(ACC), axis=1)
+            next_sums = next_sums + (total,)
+            dys = dys + (dy,)
         n = tl.expand_dims(n, AXIS)
         d = tl.expand_dims(p * WINDOW.stride[0], AXIS)
         h = tl.expand_dims(q * WINDOW.stride[1], AXIS)
         w = tl.expand_dims(r * WINDOW.stride[2], AXIS)
-        mask = tl.expand_dims(position_valid, AXIS) & column_valid if DOT else dy_mask
-        mask = grid.inside(mask, d, tap_d, x_size[0], WINDOW.edges[0])
-        mask = grid.inside(mask, h, tap_h, x_size[1], WINDOW.edges[1])
-        mask = grid.inside(mask, w, tap_w, x_size[2], WINDOW.edges[2])
-        x_row = x_ptr + base + grid.offset(n, d, h, w, x_size) * (WINDOW.groups * CHANNELS)
-        x = tl.load(x_row + shift, mask=mask, other=0.0)
-        if DOT:
-            acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
-        else:
-            acc += tl.sum(dy.to(ACC) * x.to(ACC), axis=1)[:, None]
-        if db_ptr is not None:
-            if pid % blocks == 0:
-                bias += tl.sum(dy.to(ACC), axis=1)
+        x_row = grid.offset(n, d, h, w, x_size) * (WINDOW.groups * CHANNELS)
+        xs = ()
+        for j in tl.static_range(len(COLUMNS)):
+            tap_d, tap_h, tap_w, shift, _column, column_valid = columns[j]
+            mask = tl.expand_dims(row_valid, AXIS) & (column_valid if DOT else output_valid[0][:, None])
+            mask = grid.inside(mask, d, tap_d, x_size[0], WINDOW.edges[0])
+            mask = grid.inside(mask, h, tap_h, x_size[1], WINDOW.edges[1])
+            mask = grid.inside(mask, w, tap_w, x_size[2], WINDOW.edges[2])
+            xs = xs + (tl.load(x_ptr + x_row + shift, mask=mask, other=0.0),)
+        next_accs = ()
+        for part in tl.static_range(len(ROWS) * len(COLUMNS)):
+            dy, x = dys[part // len(COLUMNS)], xs[part % len(COLUMNS)]
+            if DOT:
+                acc = tl.dot(dy, x, accs[part], input_precision=PRECISION, out_dtype=ACC)
+            else:
+                acc = accs[part] + tl.sum(dy.to(ACC) * x.to(ACC), axis=1)[:, None]
+            next_accs = next_accs + (acc,)
+        accs, sums = next_accs, next_sums
 
     # Store this split's share.
-    row = (tl.program_id(1) * WINDOW.tiles + tile) * (WINDOW.groups * OUTPUTS) + output
-    mask = output_valid[:, None] & column_valid
-    tl.store(dw_ptr + row.to(INDEX)[:, None] * COUNT + tap * CHANNELS + channel, acc, mask=mask)
-    if db_ptr is not None:
-        if pid % blocks == 0:
-            tl.store(db_ptr + row, bias, mask=output_valid)
+    for i in tl.static_range(len(ROWS)):
+        row = (tl.program_id(1) * WINDOW.tiles + tile) * (WINDOW.groups * OUTPUTS) + outputs[i] + group * OUTPUTS
+        for j in tl.static_range(len(COLUMNS)):
+            element = row.to(INDEX)[:, None] * COUNT + columns[j][4]
+            dw = accs[i * len(COLUMNS) + j].to(dw_ptr.dtype.element_ty)
+            tl.store(dw_ptr + element, dw, mask=output_valid[i][:, None] & columns[j][5])
+        if db_ptr is not None:
+            if pid % blocks == 0:
+                tl.store(db_ptr + row, sums[i].to(db_ptr.dtype.element_ty), mask=output_valid[i])
+
+
+@triton.jit
+def _sum_kernel(share_ptr, sum_ptr, count, SPLITS: tl.constexpr, BM: tl.constexpr):
+    """sum[i] = share[0, i] + share[1, i] + ..., always in this order: the second pass of the weight gradient."""
+    element = tl.program_id(0) * BM + tl.arange(0, BM)
+    valid = element < count
+    total = tl.load(share_ptr + element, mask=valid, other=0.0)
+    for split in range(1, SPLITS):
+        total += tl.load(share_ptr + split * count + element, mask=valid, other=0.0)
+    tl.store(sum_ptr + element, total.to(sum_ptr.dtype.element_ty), mask=valid)
 
 
 def forward(
@@ -306,20 +399,25 @@ def _forward(
     winners = new_channels_last(x, y.shape[1], size, tap_dtype(pool.taps * maxout)) if winners else None
     x_last, weight_last, y_last = channels_last(x), channels_last(weight), channels_last(y)
     full_size = (1,) * (AXES - window.axes) + window.output_size(x.shape[2:])
-    rows = x.shape[0] * prod(map(triton.cdiv, y_last.shape[1:4], wide.tile))
+    live = None
+    if _has_few_channels(x_last, wide):
+        wide, x_last, live = _over_elements(x_last, wide)
+        line = weight_last.flatten(3)[..., None]
+        weight_last, channels = F.pad(line, (0, 0, live[0], wide.kernel[-1] - live[1])), 1
+    counts = tuple(map(triton.cdiv, y_last.shape[1:4], wide.tile))
+    rows = x.shape[0] * prod(counts)
     tile = tuning.tile(
-        "forward" if winners is None else "forward_max", x.dtype, rows, outputs, channels, window.taps, window.groups
+        "forward" if winners is None else "forward_max", x.dtype, rows, outputs, channels, wide.taps, window.groups
     )
-    blocks = triton.cdiv(rows, tile.m)
     backend.launch(
-        _forward_kernel, (wide.tiles * blocks * tile.blocks(outputs, window.groups),),
+        _forward_kernel, (wide.tiles * triton.cdiv(rows, tile.m) * tile.blocks(outputs, window.groups),),
         x_last, weight_last, None if bias is None else bias.contiguous(),
         None if residual is None else channels_last(residual),
         y_last, None if winners is None else channels_last(winners),
-        blocks, x.shape[0], tuple(x_last.shape[1:4]), full_size, tuple(y_last.shape[1:4]),
-        None if winners is None else triton.cdiv(window.taps * channels, tile.k if tile.dot else 1),
+        rows, grid.divisors(counts), tuple(x_last.shape[1:4]), full_size, tuple(y_last.shape[1:4]),
+        None if winners is None else triton.cdiv(wide.taps * channels, tile.k if tile.dot else 1),
         WINDOW=wide, POOL=pool.lifted(), MAXOUT=maxout, CHANNELS=channels, OUTPUTS=outputs, RELU=relu,
-        **_arithmetic(window, x, weight, y), **tile.constants,
+        LIVE=None if live == (0, wide.kernel[-1]) else live, **_arithmetic(window, x, weight, y), **tile.constants,
     )  # fmt: skip
     return y.contiguous(memory_format=layout), winners
 
@@ -337,15 +435,16 @@ def transpose(
     outputs = weight.shape[0] // (wide.tiles * window.groups)
     dx = new_channels_last(dy, window.groups * channels, size)
     dy_last, weight_last, dx_last = channels_last(dy), channels_last(weight), channels_last(dx)
-    rows = dy.shape[0] * prod(map(triton.cdiv, dx_last.shape[1:4], wide.period))
+    counts = tuple(map(triton.cdiv, dx_last.shape[1:4], wide.period))
+    rows = dy.shape[0] * prod(counts)
     operation = "transpose" if wide.tiles == 1 else "transpose_tiled"
     tile = tuning.tile(operation, dy.dtype, rows, channels, outputs, window.taps, window.groups)
-    blocks = triton.cdiv(rows, tile.m)
+    phases = prod(wide.period) * triton.cdiv(rows, tile.m)
     backend.launch(
-        _transpose_kernel, (prod(wide.period) * blocks * tile.blocks(channels, window.groups),),
+        _transpose_kernel, (phases * tile.blocks(channels, window.groups),),
         dy_last, None if y is None else channels_last(y), weight_last,
         None if bias is None else bias.contiguous(), dx_last,
-        blocks, dy.shape[0], tuple(dx_last.shape[1:4]), tuple(dy_last.shape[1:4]),
+        rows, grid.divisors(counts), tuple(dx_last.shape[1:4]), tuple(dy_last.shape[1:4]),
         WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, RELU=relu,
         **_arithmetic(window, dy, weight, dx), **tile.constants,
     )  # fmt: skip
@@ -360,21 +459,50 @@ def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bia
     """
     wide, outputs, channels = window.lifted(), dy.shape[1] // window.groups, x.shape[1] // window.groups
     x_last, dy_last = channels_last(x), channels_last(dy)
-    rows = dy.shape[0] * prod(map(triton.cdiv, dy_last.shape[1:4], wide.tile))
-    tile = tuning.tile("weight_gradient", x.dtype, outputs, channels, rows, window.taps, window.groups)
-    dtype = accumulator_dtype(x)
-    dw = x.new_empty((tile.splits, wide.tiles * dy.shape[1], *wide.kernel, channels), dtype=dtype)
-    db = x.new_empty((tile.splits, wide.tiles * dy.shape[1] if bias else 0), dtype=dtype)
-    columns = triton.cdiv(window.taps * channels, tile.n if tile.dot else 1)
+    live = None
+    if _has_few_channels(x_last, wide):
+        wide, x_last, live = _over_elements(x_last, wide)
+        channels = 1
+    counts = tuple(map(triton.cdiv, dy_last.shape[1:4], wide.tile))
+    rows = dy.shape[0] * prod(counts)
+    tile = tuning.tile("weight_gradient", x.dtype, outputs, channels, rows, wide.taps, window.groups)
+    shapes = (wide.tiles * dy.shape[1], *wide.kernel, channels), (wide.tiles * dy.shape[1] if bias else 0,)
+    dw, db = (x.new_empty(shape) for shape in shapes)
+    shares = dw, db
+    if tile.splits > 1:
+        shares = tuple(x.new_empty((tile.splits, *shape), dtype=accumulator_dtype(x)) for shape in shapes)
+    columns = triton.cdiv(wide.taps * channels, tile.n if tile.dot else 1)
     backend.launch(
         _weight_gradient_kernel, (wide.tiles * columns * tile.blocks(outputs, window.groups, tile.m), tile.splits),
-        x_last, dy_last, None if y is None else channels_last(y), dw, db if bias else None,
-        triton.cdiv(triton.cdiv(rows, tile.splits), tile.k) * tile.k, rows, dy.shape[0],
+        x_last, dy_last, None if y is None else channels_last(y), shares[0], shares[1] if bias else None,
+        triton.cdiv(triton.cdiv(rows, tile.splits), tile.k) * tile.k, rows, grid.divisors(counts),
         tuple(x_last.shape[1:4]), tuple(dy_last.shape[1:4]),
-        WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, **_arithmetic(window, x, dy, dw), **tile.constants,
+        WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, **_arithmetic(window, x, dy, shares[0]),
+        **tile.constants | ({} if tile.dot else {"COLUMNS": (1,)}),
     )  # fmt: skip
-    dw, db = (share.sum(0).to(x.dtype) for share in (dw, db))
+    if tile.splits > 1:
+        for share, total in zip(shares, (dw, db), strict=True):
+            block = tuning.SUM_BLOCK
+            backend.launch(
+                _sum_kernel, (triton.cdiv(total.numel(), block),), share, total, total.numel(),
+                SPLITS=tile.splits, BM=block,
+            )  # fmt: skip
+    if live is not None:
+        dw = dw[:, :, :, live[0] : live[1], 0].unflatten(3, (-1, x.shape[1]))
     return channels_first(dw, window.axes, memory_format(x)), db
+
+
+def _has_few_channels(x_last: Tensor, window: Window) -> bool:
+    """Whether a load of 16 bytes would cross from one tap to the next, which then is its neighbour in memory."""
+    aligned = x_last.shape[-1] * x_last.element_size() % 16 == 0
+    return not aligned and window.groups == window.dilation[-1] == window.tiles == 1 and window.kernel[-1] > 1
+
+
+def _over_elements(x_last: Tensor, window: Window) -> tuple[Window, Tensor, tuple[int, int]]:
+    """The window over lines of elements, x [N, D, H, W, C] as [N, D, H, W*C, 1], and the taps that count."""
+    *_, width, channels = x_last.shape
+    window, live = window.over_elements(channels, width, 16 // x_last.element_size())
+    return window, x_last.flatten(3)[..., None], live
 
 
 def cost(batch: int, channels: int, outputs: int, size: Sequence[int], window: Window, itemsize: int) -> Cost:

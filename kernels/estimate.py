@@ -195,7 +195,7 @@ def _cycles(part: Part, rates: Rates, warps: int) -> dict[str, float]:
             share = rates.products["mma"] if each.base in ONE_WARP else 1.0
             of_warp["tensor"] += each.products / (rates.products[_factor(each)] * share)
         elif each.pipe == "tensor" and part.mma:
-            of_block["tensor"] += part.mma.products / rates.products[part.mma.factor]
+            of_block["tensor"] += float(part.mma.products) / rates.products[part.mma.factor]
             of_block["shared"] += part.mma.shared_bytes(each) / rates.shared_bytes
         elif each.pipe == "fma":
             of_warp["fma"] += 32 / (rates.imad if each.base.startswith("IMAD") else rates.fp32)

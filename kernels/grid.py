@@ -1,5 +1,7 @@
 """Index arithmetic inside a kernel, shared by convolution and pooling: positions, offsets, bounds, taps of an input."""
 
+from collections.abc import Sequence
+
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -27,14 +29,36 @@ def cdiv(a, b):
     return (a + b - 1) // b
 
 
+def divisors(extents: Sequence[int]) -> tuple[int, ...]:
+    """Extents of three axes as `unravel` takes them: beside the last two, what divides by them without dividing.
+
+    For i < 2**30, i // e = i * multiplier >> shift (Granlund and Montgomery, "Division by invariant integers using
+    multiplication", 1994, theorem 4.2), which takes two instructions where a division takes some fifteen.
+    """
+    last = [max(1, extent) for extent in extents[1:]]
+    shifts = [30 + (extent - 1).bit_length() for extent in last]
+    return (*extents, *(2**shift // extent + 1 for shift, extent in zip(shifts, last, strict=True)), *shifts)
+
+
 @device_function
-def unravel(index, size):
-    """index, row-major over (N, *size) -> its coordinates n, d, h, w, each of the shape of index."""
-    w = index % size[2]
-    index = index // size[2]
-    h = index % size[1]
-    index = index // size[1]
-    return index // size[0], index % size[0], h, w
+def unravel(index, counts):
+    """index, row-major over (N, D, H, W) -> its coordinates n, d, h, w, each of the shape of index.
+
+    `counts` are the `divisors` of D, H, W.
+    """
+    index, w = _divide(index, counts[2], counts[4], counts[6])
+    index, h = _divide(index, counts[1], counts[3], counts[5])
+    return index // counts[0], index % counts[0], h, w
+
+
+@device_function
+def _divide(index, extent, multiplier, shift):
+    """Quotient and remainder; see `divisors`."""
+    if index.dtype == tl.int64:
+        quotient = index // extent
+    else:
+        quotient = ((index.to(tl.int64) * multiplier) >> shift).to(tl.int32)
+    return quotient, index - quotient * extent
 
 
 @device_function
@@ -48,7 +72,17 @@ def inside(valid, origin, shift, size, EDGE: tl.constexpr):
     """valid and 0 <= origin + shift < size; only `valid` on an axis where the window cannot leave the grid."""
     result = valid
     if EDGE:
-        result = valid & (shift >= -origin) & (shift < size - origin)  # the bounds are of a row, outside its loop
+        result = valid & within(origin + shift, size)
+    return result
+
+
+@device_function
+def within(position, size):
+    """0 <= position < size: as unsigned integers one comparison, since a negative one is larger than any size."""
+    if position.dtype == tl.int64:
+        result = position.to(tl.uint64, bitcast=True) < size
+    else:
+        result = position.to(tl.uint32, bitcast=True) < size
     return result
 
 

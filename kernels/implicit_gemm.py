@@ -1,6 +1,8 @@
 """The matrix product that a convolution is, without the matrix: what its kernels share.
 
 Rows are positions of a grid, columns channels, the reduced axis runs over (tap, channel) pairs; see kernels/conv.py.
+A block of rows or columns is of one part, or of two where its extent is no power of two, which Triton wants: 96 is 64
+and 32. What belongs to a part is an entry of a tuple.
 """
 
 import triton.language as tl
@@ -8,51 +10,70 @@ import triton.language as tl
 from kernels import grid
 from kernels.backend import device_function
 
+OFF = tl.constexpr(-(2**30))  # a coordinate off every grid, also when one is added to another
+
 
 @device_function
-def channels(pid, COUNT: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, DOT: tl.constexpr):
-    """Program -> what is left of its number, and a block of channels: group, place in it, which exist, all [BLOCK].
+def channels(pid, COUNT: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr, DOT: tl.constexpr):
+    """Program -> what is left of its number, and a block of channels: group, places in it, which exist.
 
-    The channels are of one group, whose number is a scalar; without a matrix product each is of its own.
+    A block whose extent is no power of two has two PARTS: places and valid are tuples of a vector for each. The
+    channels are of one group, whose number is a scalar; without a matrix product each is of its own.
     """
-    place = tl.arange(0, BLOCK)
+    BLOCK: tl.constexpr = PARTS[0] if len(PARTS) == 1 else PARTS[0] + PARTS[1]
     if DOT:
         blocks = grid.cdiv(COUNT, BLOCK)
-        place += pid % blocks * BLOCK
         group = pid // blocks % GROUPS
-        valid = place < COUNT
         rest = pid // (blocks * GROUPS)
+        places = ()
+        valid = ()
+        for part in tl.static_range(len(PARTS)):
+            place = pid % blocks * BLOCK + part * PARTS[0] + tl.arange(0, PARTS[part])
+            places = places + (place,)
+            valid = valid + (place < COUNT,)
     else:
         blocks = grid.cdiv(COUNT * GROUPS, BLOCK)
-        place += pid % blocks * BLOCK
+        place = pid % blocks * BLOCK + tl.arange(0, BLOCK)
         group = place // COUNT
-        valid = place < COUNT * GROUPS
+        valid = (place < COUNT * GROUPS,)
         rest = pid // blocks
-        place = place % COUNT
-    return rest, group, place, valid
+        places = (place % COUNT,)
+    return rest, group, places, valid
 
 
 @device_function
-def residue(number, size, PERIOD: tl.constexpr):
-    """Number of a residue of PERIOD (3) -> the residue on each axis, and how many positions of a grid have it."""
-    d = number // (PERIOD[1] * PERIOD[2])
-    h = number // PERIOD[2] % PERIOD[1]
-    w = number % PERIOD[2]
-    counts = (
-        grid.cdiv(size[0] - d, PERIOD[0]), grid.cdiv(size[1] - h, PERIOD[1]), grid.cdiv(size[2] - w, PERIOD[2])
-    )  # fmt: skip
-    return (d, h, w), counts
+def residue(number, PERIOD: tl.constexpr):
+    """Number of a residue of PERIOD (3) -> the residue on each axis."""
+    return number // (PERIOD[1] * PERIOD[2]), number // PERIOD[2] % PERIOD[1], number % PERIOD[2]
 
 
 @device_function
-def tap_and_channel(block, count, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """Block number `block` of the reduced axis of `count` (tap, channel) pairs -> tap, channel and mask.
+def positions(row, rows, residue, counts, size, PERIOD: tl.constexpr):
+    """Positions of one residue -> n, numbers (3) among those of the residue, coordinates (3), which are on the grid.
 
-    tap is a scalar where BLOCK divides CHANNELS and [1, BLOCK] where the window is folded; the others are [1, BLOCK].
+    All are of the shape of row. Rows are numbered as if every residue had the `counts` of the first; where there are
+    fewer, some rows are left out.
     """
-    k = block * BLOCK + tl.arange(0, BLOCK)[None, :]
-    if CHANNELS % BLOCK == 0:
-        tap = block * BLOCK // CHANNELS
+    n, u, v, t = grid.unravel(row, counts)
+    d = residue[0] + u * PERIOD[0]
+    h = residue[1] + v * PERIOD[1]
+    w = residue[2] + t * PERIOD[2]
+    valid = row < rows
+    valid = grid.inside(valid, d, 0, size[0], PERIOD[0] > 1)
+    valid = grid.inside(valid, h, 0, size[1], PERIOD[1] > 1)
+    valid = grid.inside(valid, w, 0, size[2], PERIOD[2] > 1)
+    return n, (u, v, t), (d, h, w), valid
+
+
+@device_function
+def tap_and_channel(start, count, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr):
+    """BLOCK of `count` (tap, channel) pairs from number `start` on -> tap, channel, mask. Blocks and parts fill STEPs.
+
+    tap is a scalar where STEP divides CHANNELS and [1, BLOCK] where the window is folded; the others are [1, BLOCK].
+    """
+    k = start + tl.arange(0, BLOCK)[None, :]
+    if CHANNELS % STEP == 0:
+        tap = start // CHANNELS
     else:
         tap = k // CHANNELS
     return tap, k - tap * CHANNELS, k < count
@@ -60,37 +81,37 @@ def tap_and_channel(block, count, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
 
 @device_function
 def multiply_accumulate(
-    acc,  # [BM, BN]
-    x_row, y_row, weight_row,  # pointers to tap 0: [BM, 1 or BN], the ReLU output that masks x or None, [BN, 1]
-    origin, size, row_valid, column_valid,  # coordinates (3) of tap 0, [BM, 1], on a grid of `size` (3); which exist
+    x_rows, y_rows, weight_columns,  # pointers to tap 0: [BM, 1 or BN], the ReLU outputs that mask x or None, [1, BN]
+    origins, size, row_valid, column_valid,  # coordinates (3) of tap 0, [BM, 1], on a grid of `size` (3); which exist
     taps, first, EVERY: tl.constexpr, STEP: tl.constexpr,  # a tap's number is first + j * EVERY, j < taps, at j * STEP
     steps,  # blocks of the reduced axis, or None
     tile, TILE_STRIDE: tl.constexpr, TAP_STRIDE: tl.constexpr, CHANNEL_STRIDE: tl.constexpr,  # tile of tap 0 or None
-    WINDOW: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    DOT: tl.constexpr, BK: tl.constexpr,
+    WINDOW: tl.constexpr, CHANNELS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
+    LIVE: tl.constexpr = None,  # first and end of the taps on the last axis that count, or None for all
 ):  # fmt: skip
-    """acc + (rows under the window) @ (weight rows)^T: the product that convolution and its transpose share."""
+    """(rows under the window) @ (weight columns), [BM, BN]: the product that convolution and its transpose share.
+
+    Whatever has rows or columns is a tuple of an entry for each part of the block, and so is the result: for each part
+    of the rows one for each part of the columns.
+    """
+    accs = ()
+    for i in tl.static_range(len(ROWS)):
+        for j in tl.static_range(len(COLUMNS)):
+            accs = accs + (tl.full((ROWS[i], COLUMNS[j]), 0.0, ACC),)
+    # Rows that do not exist are put off the grid, so that one comparison keeps them out, too: by arithmetic, as the
+    # compiler does not see of a choice that neighbours can be loaded together.
+    FOLDED: tl.constexpr = CHANNELS % BK != 0
+    PUT_OFF: tl.constexpr = WINDOW.edges[2] and DOT
+    last = ()
+    for i in tl.static_range(len(ROWS)):
+        last = last + (origins[i][2] + (OFF - row_valid[i].to(tl.int32) * OFF) if PUT_OFF else origins[i][2],)
     count = taps[0] * taps[1] * taps[2] * CHANNELS
     for block in range(grid.cdiv(count, BK) if steps is None else steps):
-        tap, channel, in_window = tap_and_channel(block, count, CHANNELS, BK)
+        tap, channel, in_window = tap_and_channel(block * BK, count, CHANNELS, BK, BK)
         d = (tap // (taps[1] * taps[2])).to(INDEX)
         h = tap // taps[2] % taps[1]
         w = tap % taps[2]
-
-        mask = row_valid
-        weight_mask = column_valid
-        if CHANNELS % BK != 0:
-            mask = row_valid & in_window
-            weight_mask = column_valid & in_window
-        mask = grid.inside(mask, origin[0], d * STEP[0], size[0], WINDOW.edges[0])
-        mask = grid.inside(mask, origin[1], h * STEP[1], size[1], WINDOW.edges[1])
-        mask = grid.inside(mask, origin[2], w * STEP[2], size[2], WINDOW.edges[2])
-        shift = ((d * STEP[0] * size[1] + h * STEP[1]) * size[2] + w * STEP[2]) * (WINDOW.groups * CHANNELS) + channel
-        x = tl.load(x_row + shift, mask=mask, other=0.0)  # [BM, BK], or [BM, BN] for one channel each
-        if y_row is not None:
-            y = tl.load(y_row + shift, mask=mask, other=0.0)
-            x = tl.where(y <= 0, 0.0, x)
-
         number = (first[0] + d * EVERY[0]) * WINDOW.kernel[1] + first[1] + h * EVERY[1]
         number = number * WINDOW.kernel[2] + first[2] + w * EVERY[2]
         element = number * TAP_STRIDE + channel.to(INDEX) * CHANNEL_STRIDE
@@ -98,12 +119,41 @@ def multiply_accumulate(
             turn = modulo(tile[0] + d * STEP[0], WINDOW.tile[0]) * WINDOW.tile[1]
             turn = (turn + modulo(tile[1] + h * STEP[1], WINDOW.tile[1])) * WINDOW.tile[2]
             element += (turn + modulo(tile[2] + w * STEP[2], WINDOW.tile[2])).to(INDEX) * TILE_STRIDE
-        weight = tl.load(weight_row + element, mask=weight_mask, other=0.0)  # [BN, BK]
-        if DOT:
-            acc = tl.dot(x, tl.trans(weight), acc, input_precision=PRECISION, out_dtype=acc.dtype)
-        else:
-            acc += x.to(acc.dtype) * tl.trans(weight).to(acc.dtype)
-    return acc
+        weights = ()  # [BK, BN] each
+        for j in tl.static_range(len(COLUMNS)):
+            mask = column_valid[j]
+            if FOLDED:
+                mask = mask & tl.trans(in_window)
+            weights = weights + (tl.load(weight_columns[j] + tl.trans(element), mask=mask, other=0.0),)
+
+        d *= STEP[0]
+        h *= STEP[1]
+        w *= STEP[2]
+        shift = ((d * size[1] + h) * size[2] + w) * (WINDOW.groups * CHANNELS) + channel
+        sums = ()
+        for i in tl.static_range(len(ROWS)):
+            mask = grid.within(last[i] + w, size[2]) if PUT_OFF else row_valid[i]
+            if FOLDED:
+                mask = mask & in_window
+            if not PUT_OFF:
+                mask = grid.inside(mask, last[i], w, size[2], WINDOW.edges[2])
+            mask = grid.inside(mask, origins[i][0], d, size[0], WINDOW.edges[0])
+            mask = grid.inside(mask, origins[i][1], h, size[1], WINDOW.edges[1])
+            x = tl.load(x_rows[i] + shift, mask=mask, other=0.0)  # [BM, BK], or [BM, BN] for one channel each
+            if y_rows is not None:
+                y = tl.load(y_rows[i] + shift, mask=mask, other=0.0)
+                x = tl.where(y <= 0, 0.0, x)
+            if LIVE is not None:
+                x = tl.where((w >= LIVE[0]) & (w < LIVE[1]), x, 0.0)
+            for j in tl.static_range(len(COLUMNS)):
+                acc = accs[i * len(COLUMNS) + j]
+                if DOT:
+                    acc = tl.dot(x, weights[j], acc, input_precision=PRECISION, out_dtype=ACC)
+                else:
+                    acc += x.to(ACC) * weights[j].to(ACC)
+                sums = sums + (acc,)
+        accs = sums
+    return accs
 
 
 @device_function

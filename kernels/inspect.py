@@ -40,7 +40,7 @@ class Compiled:
             spilled scalar registers stay in vector registers).
         shared_memory: bytes of shared memory of a block.
         tensor_memory: columns of tensor memory (tcgen05) of a block, 512 of which a multiprocessor has.
-        wide: whether anything is computed in 64-bit integers, as addresses in tensors of 2**30 elements are.
+        wide: whether addresses are computed in 64-bit integers, as they must be in tensors of 2**30 elements.
         tensor_cores: whether the code holds matrix instructions (MMA, WGMMA, tcgen05; MFMA on AMD).
         target, grid, arguments: what it was compiled for, its programs, and its integers by their names in the IR.
         asm: the kernel in all languages on the way from "ttir" to "cubin" or "amdgcn".
@@ -68,7 +68,7 @@ class Compiled:
     @functools.cached_property
     def loops(self) -> trips.Loop:
         """The loops of the IR, and how often they run."""
-        return trips.count(self.asm["ttir"], self.arguments, self.grid)
+        return trips.count(self.asm["ttir"], self.arguments, self.grid, self.asm["ttgir"])
 
     def estimate(self, flops: int, compulsory_bytes: int) -> Estimate:
         """The least time of the launch, which needs so many operations and so much traffic; see kernels.estimate.
@@ -137,6 +137,8 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
     compiled: list[Compiled] = []
 
     def compile_only(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+        if 0 in grid:
+            return
         binary = kernel.warmup(*args, grid=grid, **constants)
         compiled.append(_read(binary, target, grid, _integers(kernel.arg_names, args), constants))
 
@@ -166,19 +168,26 @@ def _read(
     registers, spills, tensor_cores = read(kernel)
     return Compiled(
         name=kernel.name,
-        block=tuple(constants[name] for name in ("BM", "BN", "BK") if name in constants),
+        block=_block(constants),
         warps=kernel.metadata.num_warps,
         registers=registers,
         spills=spills,
         shared_memory=kernel.metadata.shared,
         tensor_memory=getattr(kernel.metadata, "tmem_size", 0) or 0,
         tensor_cores=tensor_cores,
-        wide="i64" in kernel.asm["ttir"],
+        wide=bool(re.search(r"tt\.addptr .*i64", kernel.asm["ttir"])),
         target=target,
         grid=grid,
         arguments=arguments,
         asm=kernel.asm,
     )
+
+
+def _block(constants: dict[str, Any]) -> tuple[int, ...]:
+    """Extents of a kernel's block; a dot-less product has rows and columns, and its reduced axis is one channel."""
+    names = ("ROWS", "COLUMNS", "BK") if "ROWS" in constants else ("BM", "BN", "BK")
+    extents = tuple(constants[name] for name in names if name in constants)
+    return tuple(sum(extent) if isinstance(extent, tuple) else extent for extent in extents)
 
 
 def _read_cubin(kernel: Any) -> tuple[int, int, bool]:

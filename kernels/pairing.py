@@ -12,12 +12,13 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 from torch import Tensor
 
 from kernels.sass import Instruction, Region
-from kernels.trips import Dot, Loop
+from kernels.trips import Loop
 
 ROW_BYTES = 32  # of each row of both factors that a tcgen05 instruction multiplies
 _MISSING = 10.0  # worse than any misfit of numbers of bytes
@@ -31,7 +32,7 @@ class Part:
         times, entries: for each program, how often it is run, and how often entered from outside.
         products: multiply-adds of matrix instructions of one run, of all warps.
         descriptor_bytes: what TMA moves in one run.
-        mma: the matrix instruction of tcgen05, where there is one.
+        mma: the matrix instructions of tcgen05, where there are some.
     """
 
     region: Region
@@ -43,24 +44,22 @@ class Part:
 
 
 class Tcgen05(NamedTuple):
-    """The shape of a matrix instruction whose name does not tell: m x n x (ROW_BYTES of k), for all warps.
+    """The matrix instructions whose names do not tell their shapes, on average: each is for all warps.
 
     Args:
+        products: multiply-adds.
+        a_bytes, b_bytes: of both factors.
         factor: as in kernels.trips.Dot.
     """
 
-    m: int
-    n: int
-    k: int
+    products: Fraction
+    a_bytes: Fraction
+    b_bytes: Fraction
     factor: str
 
-    @property
-    def products(self) -> int:
-        return self.m * self.n * self.k
-
-    def shared_bytes(self, instruction: Instruction) -> int:
+    def shared_bytes(self, instruction: Instruction) -> float:
         """Bytes of shared memory that it reads: of both factors, or of one, where the first is in tensor memory."""
-        return ROW_BYTES * (self.n + (0 if instruction.operands.startswith("tmem") else self.m))
+        return float(self.b_bytes + (0 if instruction.operands.startswith("tmem") else self.a_bytes))
 
 
 class _Plan(NamedTuple):
@@ -187,16 +186,12 @@ class _Pairing:
     def _products(self, region: Region) -> int:
         """Multiply-adds of a region's matrix instructions, of all warps."""
         by_one = self._mma.products if self._mma else 0
-        return sum(each.products * self._warps or by_one for each in region.instructions if each.pipe == "tensor")
+        total = sum(each.products * self._warps or by_one for each in region.instructions if each.pipe == "tensor")
+        return int(total)
 
     def _computed(self, loop: Loop) -> int:
-        """Multiply-adds of one trip, with those that warps repeat where a tile is smaller than their instructions."""
-        computed = 0
-        for dot in loop.dots:
-            smallest = 8 * 8 if dot.factor == "fp64" else 16 * 8
-            repeated = 1 if self._mma else max(1, self._warps * smallest // (dot.m * dot.n))
-            computed += dot.products * dot.passes * repeated * (dot.factor != "fp32")
-        return computed
+        """Multiply-adds of one trip, with those that several warps compute."""
+        return sum(dot.products * dot.passes * dot.repeats for dot in loop.dots if dot.factor != "fp32")
 
     def _lane_bytes(self, loop: Loop) -> int:
         copied = -(-loop.descriptor_bytes // (32 * self._warps)) if self._copies else 0
@@ -253,16 +248,27 @@ def _most_per_trip(inner: Loop, outer: Loop) -> int:
 
 
 def _tcgen05(ir: Loop) -> Tcgen05:
-    """The matrix instruction that the `tl.dot`s become: at most 128 x 256.
+    """The matrix instructions that the `tl.dot`s become: at most 128 rows, 256 columns and ROW_BYTES of each.
 
     Raises:
-        ValueError: there are several.
+        ValueError: those of one loop differ from those of another.
     """
-    dots: set[Dot] = {dot for loop in ir.nest() for dot in loop.dots}
-    kinds = {Tcgen05(min(d.m, 128), min(d.n, 256), ROW_BYTES // d.itemsize, d.factor) for d in dots}
-    if len(kinds) != 1:
+    found = set()
+    for dots in ([dot for dot in loop.dots if dot.tcgen05] for loop in ir.nest()):
+        if not dots:
+            continue
+        instructions = products = a_bytes = b_bytes = 0
+        for dot in dots:
+            m, n = min(dot.m, 128), min(dot.n, 256)
+            count = dot.passes * dot.products * dot.itemsize // (m * n * ROW_BYTES)
+            instructions += count
+            products += count * m * n * ROW_BYTES // dot.itemsize
+            a_bytes += count * m * ROW_BYTES
+            b_bytes += count * n * ROW_BYTES
+        mean = [Fraction(total, max(1, instructions)) for total in (products, a_bytes, b_bytes)]
+        found.add(Tcgen05(*mean, dots[0].factor))
+    if len(found) != 1:
         raise ValueError(
-            f"the kernel's {len(dots)} tl.dot become tcgen05 instructions of several shapes, which their machine code"
-            " does not tell"
+            "tcgen05 instructions of several shapes, which the machine code does not tell, in several loops"
         )
-    return kinds.pop()
+    return found.pop()

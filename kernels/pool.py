@@ -31,13 +31,13 @@ from kernels.shape import Window, channels_last, lift, memory_format, new_channe
 @triton.jit
 def _pool_kernel(
     x_ptr, y_ptr, tap_ptr,  # [N, D, H, W, C], [N, P, Q, R, C], the same of the maximum, None for the average
-    positions, x_size, y_size, channels,  # N*P*Q*R, (D, H, W), (P, Q, R), C
+    positions, counts, x_size, y_size, channels,  # N*P*Q*R, P, Q, R (divisors), (D, H, W), (P, Q, R), C
     WINDOW: tl.constexpr, DIVISOR: tl.constexpr, PADDED: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are output positions, columns channels.
     row, channel, valid = _locate(positions, channels, INDEX, BM, BN)
-    n, p, q, r = grid.unravel(row, y_size)
+    n, p, q, r = grid.unravel(row, counts)
     d, d_end = grid.span(p, 0, x_size, y_size, WINDOW)
     h, h_end = grid.span(q, 1, x_size, y_size, WINDOW)
     w, w_end = grid.span(r, 2, x_size, y_size, WINDOW)
@@ -82,13 +82,13 @@ def _pool_kernel(
 @triton.jit
 def _pool_gradient_kernel(
     dx_ptr, dy_ptr, tap_ptr,  # [N, D, H, W, C], [N, P, Q, R, C], the same of the maximum, None for the average
-    positions, x_size, y_size, channels,  # N*D*H*W, (D, H, W), (P, Q, R), C
+    positions, counts, x_size, y_size, channels,  # N*D*H*W, D, H, W (divisors), (D, H, W), (P, Q, R), C
     WINDOW: tl.constexpr, DIVISOR: tl.constexpr, PADDED: tl.constexpr, REACH: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are input positions, columns channels.
     row, channel, valid = _locate(positions, channels, INDEX, BM, BN)
-    n, d, h, w = grid.unravel(row, x_size)
+    n, d, h, w = grid.unravel(row, counts)
     readers_d = grid.readers(d, 0, x_size, y_size, WINDOW)
     readers_h = grid.readers(h, 1, x_size, y_size, WINDOW)
     readers_w = grid.readers(w, 2, x_size, y_size, WINDOW)
@@ -192,7 +192,8 @@ def _launch(
     backend.launch(
         kernel, (triton.cdiv(positions, tile.m) * triton.cdiv(channels, tile.n),),
         x_last, y_last, None if taps is None else channels_last(taps),
-        positions, tuple(x_last.shape[1:4]), tuple(y_last.shape[1:4]), channels,
+        positions, grid.divisors((x_last if rows is x else y_last).shape[1:4]),
+        tuple(x_last.shape[1:4]), tuple(y_last.shape[1:4]), channels,
         WINDOW=window.lifted(), DIVISOR=divisor or window.constant_count(size, output_size, padded), PADDED=padded,
         **({"REACH": lift(window.reach(size, output_size))} if rows is x else {}),
         ACC=grid.accumulator_type(x),

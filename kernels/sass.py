@@ -168,7 +168,7 @@ def parse(text: str) -> Region:
             labels[label[1]] = len(instructions)
         elif match := _INSTRUCTION.search(line):
             predicate, name, operands = match.groups()
-            never = predicate in ("@!PT", "@!UPT")  # a load that is none stands where the chip must wait a little
+            never = predicate in ("@!PT", "@!UPT")  # a gap that the assembler leaves, as around warp-group products
             instructions.append(Instruction("NOP", "") if never else Instruction(name, operands, predicate or ""))
     blocks, successors = _blocks(instructions, labels)
     loops = natural_loops(successors)

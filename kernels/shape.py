@@ -70,6 +70,10 @@ class Window:
         return tuple(s * t for s, t in zip(self.stride, self.tile, strict=True)) if self.tile else self.stride
 
     @property
+    def strided(self) -> bool:
+        return any(s > 1 for s in self.stride)
+
+    @property
     def symmetric(self) -> bool:
         return all(before == after for before, after in self.padding)
 
@@ -147,6 +151,33 @@ class Window:
         return Window(
             lift(self.kernel), lift(self.stride), padding, lift(self.dilation), self.groups, tile, self.adaptive
         )
+
+    def over_elements(self, channels: int, width: int, vector: int) -> tuple[Window, tuple[int, int]]:
+        """The same window over the elements of each line of a channels-last grid, taken as a grid of one channel.
+
+        A line of the window is `kernel` times `channels` neighbouring elements. It is widened in front and after, so
+        that it starts, in lines of `width` positions, at a multiple of as many elements as divide its steps, `vector`
+        at most: then so many can be loaded at once, and they are all on the grid or all off it. (Triton knows of a
+        number only whether 16 divides it.)
+
+        Returns:
+            The window, and where in its line the taps start and end that count.
+        """
+        step, (before, after) = self.stride[-1] * channels, self.padding[-1]
+        vector = math.gcd(vector, step) if width * channels % 16 == 0 else 1
+        start = -before * channels % vector
+        end = start + self.kernel[-1] * channels
+        extent = -(-end // vector) * vector
+        padding = (before * channels + start, after * channels + extent - end)
+        window = Window(
+            (*self.kernel[:-1], extent),
+            (*self.stride[:-1], step),
+            (*self.padding[:-1], padding),
+            self.dilation,
+            1,
+            self.tile,
+        )
+        return window, (start, end)
 
     def without_idle_strides(self, size: Sequence[int], output_size: Sequence[int]) -> Window:
         """The same window, with no stride longer than the grid of extents `size` where it gives one output only."""

@@ -26,6 +26,9 @@ class Dot:
             "fp32", which no tensor core multiplies.
         itemsize: bytes of a factor's element.
         passes: products of matrices that the compiler makes of it: 3 in "tf32x3".
+        repeats: how many warps, or groups of four, compute the same, as where the tile is smaller than their
+            instructions.
+        tcgen05: whether one thread has it computed for all warps.
     """
 
     m: int
@@ -35,6 +38,8 @@ class Dot:
     factor: str
     itemsize: int
     passes: int = 1
+    repeats: int = 1
+    tcgen05: bool = False
 
     @property
     def products(self) -> int:
@@ -76,11 +81,12 @@ class Loop:
         return [self, *(each for loop in self.inner for each in loop.nest())]
 
 
-def count(ir: str, arguments: dict[str, int], grid: tuple[int, ...]) -> Loop:
+def count(ir: str, arguments: dict[str, int], grid: tuple[int, ...], layouts: str = "") -> Loop:
     """The loops of a kernel of one function.
 
     Args:
         ir: the kernel in Triton's IR, `asm["ttir"]`.
+        layouts: the same laid out for a GPU, `asm["ttgir"]`, which tells how warps share a `tl.dot`.
         arguments: integers by the names that the IR gives them, "rows" or, for an entry of a tuple, "size.1".
         grid: programs on each axis of the launch.
 
@@ -88,7 +94,7 @@ def count(ir: str, arguments: dict[str, int], grid: tuple[int, ...]) -> Loop:
         ValueError: a loop runs until something that depends on data or on the trip of a loop around it, or the kernel
             does what is not counted: it calls a function, or multiplies scaled matrices.
     """
-    return _Evaluator(arguments, grid).run(ir)
+    return _Evaluator(arguments, grid, _repeats(layouts), "ttng.tc_gen5_mma" in layouts).run(ir)
 
 
 BITS = {"i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "index": 64}
@@ -145,7 +151,10 @@ class _Block:
 
 
 class _Evaluator:
-    def __init__(self, arguments: dict[str, int], grid: tuple[int, ...]) -> None:
+    def __init__(
+        self, arguments: dict[str, int], grid: tuple[int, ...], repeats: dict[tuple[int, ...], int], tcgen05: bool
+    ) -> None:
+        self._repeats, self._tcgen05 = repeats, tcgen05
         number = torch.arange(prod(grid))
         self._axes = {}
         for name, extent in zip("xyz", (*grid, 1, 1), strict=False):
@@ -232,13 +241,30 @@ class _Evaluator:
     def _assign(self, names: str, operation: str, rest: str) -> None:
         loop = self._loops[-1]
         if operation == "tt.dot":
-            loop.dots.append(_dot(rest))
+            loop.dots.append(self._dot(rest))
         elif operation in ("tt.descriptor_load", "tt.descriptor_gather"):
             loop.descriptor_bytes += _size(*_TENSOR.findall(rest)[-1])
         elif operation == "tt.load":
             self._access(rest)
         if "," not in names:
             self._values[names.split(":")[0]] = None if "tensor<" in rest else self._scalar(operation, rest)
+
+    def _dot(self, text: str) -> Dot:
+        """`%a, %b, %acc, inputPrecision = tf32 : tensor<128x32xf32> * tensor<32x64xf32> -> tensor<128x64xf32>`."""
+        (first, kind), (second, _) = _TENSOR.findall(text)[:2]
+        *batch, m, k = _sides(first)
+        n = _sides(second)[-1]
+        precision = re.search(r"inputPrecision = (\w+)", text)
+        bits, passes = _bits(kind), 1
+        factor = {64: "fp64", 32: "fp32", 16: "16", 8: "8"}[bits]
+        if factor == "fp32" and precision and precision[1] != "ieee":
+            factor = "16" if precision[1].startswith("bf16") else "tf32"
+            passes = PASSES.get(precision[1], 1)
+        repeats = self._repeats.get((*batch, m, n))
+        return Dot(
+            m, n, k, prod(batch), factor, 2 if factor == "16" else bits // 8, passes, repeats or 1,
+            tcgen05=self._tcgen05 and repeats is None,
+        )  # fmt: skip
 
     def _access(self, line: str) -> None:
         """Count what a load or store moves."""
@@ -276,23 +302,28 @@ class _Evaluator:
         return None
 
 
-def _dot(text: str) -> Dot:
-    """`%a, %b, %acc, inputPrecision = tf32 : tensor<128x32xf32> * tensor<32x64xf32> -> tensor<128x64xf32>`."""
-    (first, kind), (second, _) = _TENSOR.findall(text)[:2]
-    *batch, m, k = map(int, first.split("x")[:-1])
-    n = int(second.split("x")[-2])
-    precision = re.search(r"inputPrecision = (\w+)", text)
-    bits, passes = _bits(kind), 1
-    factor = {64: "fp64", 32: "fp32", 16: "16", 8: "8"}[bits]
-    if factor == "fp32" and precision and precision[1] != "ieee":
-        factor = "16" if precision[1].startswith("bf16") else "tf32"
-        passes = PASSES.get(precision[1], 1)
-    return Dot(m, n, k, prod(batch), factor, 2 if factor == "16" else bits // 8, passes)
+def _repeats(layouts: str) -> dict[tuple[int, ...], int]:
+    """How many warps compute the same, by the shapes of the results of `tl.dot` that warps share."""
+    found = {}
+    for shape, name in re.findall(r"(?:tt\.dot|ttng\.warp_group_dot) .*-> tensor<([\dx]+x)\w+, (#\w+)>", layouts):
+        layout = re.search(
+            rf"{name} = #ttg\.nvidia_mma<.*warpsPerCTA = \[([\d, ]+)\], instrShape = \[([\d, ]+)\]", layouts
+        )
+        if layout:
+            warps, instruction = ([int(side) for side in sides.split(",")] for sides in layout.groups())
+            tiles = [w * i for w, i in zip(warps, instruction, strict=False)]
+            found[_sides(shape)] = prod(max(1, tile // side) for tile, side in zip(tiles, _sides(shape), strict=True))
+    return found
+
+
+def _sides(shape: str) -> tuple[int, ...]:
+    """ "128x32x" -> (128, 32)."""
+    return tuple(map(int, shape.split("x")[:-1]))
 
 
 def _elements(shape: str) -> int:
     """ "128x32x" -> 4096."""
-    return prod(map(int, shape.split("x")[:-1]))
+    return prod(_sides(shape))
 
 
 def _bits(kind: str) -> int:

@@ -15,6 +15,7 @@ from kernels import backend
 
 INTERPRETER = "interpreter"
 INTERPRETED_BLOCK = 2**19  # elements; Triton takes at most 2**20
+SUM_BLOCK = 1024  # elements that a program of the weight gradient's second pass adds up
 INTERPRETED_CALLS = 2**16  # elements that NumPy goes through while it is called for one step
 
 
@@ -38,14 +39,24 @@ class Tile:
     dot: bool = True
 
     @property
-    def constants(self) -> dict[str, int]:
-        block = {"BM": self.m, "BN": self.n, "BK": self.k, "DOT": self.dot}
-        return block | {"num_warps": self.warps, "num_stages": self.stages}
+    def constants(self) -> dict[str, object]:
+        """As the kernels of convolution take it: without a matrix product, one channel at a time."""
+        rows, columns = _parts(self.m), _parts(self.n)
+        return {
+            "ROWS": rows, "COLUMNS": columns, "BK": self.k, "DOT": self.dot,
+            "num_warps": self.warps, "num_stages": self.stages,
+        }  # fmt: skip
 
     def blocks(self, channels: int, groups: int, block: int | None = None) -> int:
         """Blocks of `block` (or n) channels that cover `groups` times `channels` of them."""
         block = block or self.n
         return -(-channels // block) * groups if self.dot else -(-channels * groups // block)
+
+
+def _parts(extent: int) -> tuple[int, ...]:
+    """Powers of two that make up an extent which is one, or one and a half of one: 96 is 64 and 32."""
+    largest = 1 << (extent.bit_length() - 1)
+    return (largest,) if largest == extent else (largest, extent - largest)
 
 
 _forced: Tile | None = None

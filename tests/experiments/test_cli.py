@@ -33,7 +33,9 @@ def test_help_is_quick_and_imports_nothing_heavy():
 def test_help_names_what_there_is(convnets):
     page = convnets("--help").out
     assert convnets().out == convnets("fit", "--help").out == page
-    assert all(word in page for word in (*command.COMMANDS, "--backend", "--ckpt_path", "--print_config"))
+    assert all(
+        word in page for word in (*command.COMMANDS, *command.TOOLS, "--backend", "--ckpt_path", "--print_config")
+    )
     assert convnets("--version").out.startswith("convnets 0.")
 
 

@@ -56,7 +56,8 @@ def test_no_gpu(digits, nothing_left):
 
 
 def test_unknown_command(convnets):
-    assert convnets("fitt").error == "the first argument must be one of fit, validate, test, predict, got 'fitt'"
+    known = ", ".join((*command.COMMANDS, *command.TOOLS))
+    assert convnets("fitt").error == f"the first argument must be one of {known}, got 'fitt'"
 
 
 @pytest.mark.parametrize(

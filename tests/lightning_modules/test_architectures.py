@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from kernels import use_backend
-from lightning_modules.architectures import ConvNet, LeNet
+from lightning_modules.architectures import AllCNN, ConvNet, LeNet
 
 
 def volumes(network: nn.Module, images: torch.Tensor) -> dict[str, tuple[int, ...]]:
@@ -35,9 +35,30 @@ def test_volumes_of_lenet():
     }
 
 
+def test_volumes_of_all_cnn():
+    network = AllCNN()
+    assert volumes(network, torch.randn(2, 3, 32, 32)) == {
+        "drop_input": (2, 3, 32, 32),
+        "conv1": (2, 96, 32, 32),
+        "conv2": (2, 96, 32, 32),
+        "conv3": (2, 96, 16, 16),
+        "drop3": (2, 96, 16, 16),
+        "conv4": (2, 192, 16, 16),
+        "conv5": (2, 192, 16, 16),
+        "conv6": (2, 192, 8, 8),
+        "drop6": (2, 192, 8, 8),
+        "conv7": (2, 192, 6, 6),
+        "conv8": (2, 192, 6, 6),
+        "conv9": (2, 10, 6, 6),
+        "average": (2, 10, 1, 1),
+    }
+    assert sum(p.numel() for p in network.parameters()) == 1_369_738
+
+
 @pytest.mark.parametrize(
     "network",
     [
+        pytest.param(AllCNN((1, 9, 11), filters=(5, 7), classes=4), id="all-cnn"),
         pytest.param(ConvNet((1, 9, 7), filters=5, kernel_size=3, classes=4), id="convnet"),
         pytest.param(LeNet((3, 13, 10), filters=(6, 5), kernel_sizes=(9, 5), maxout=3, classes=4), id="lenet"),
     ],
@@ -75,3 +96,5 @@ def test_errors_name_what_was_given():
         LeNet()(torch.randn(2, 3, 8, 8))
     with pytest.raises(ValueError, match=r"got \[1, 8, 8\]"):
         LeNet()(torch.randn(1, 8, 8))
+    with pytest.raises(ValueError, match=r"at least \(1, 9, 9\), got \(3, 8, 32\)"):
+        AllCNN((3, 8, 32))
