@@ -1,4 +1,5 @@
 """How it is trained and measured: the command line, and one commented recipe a YAML file."""
 
 COMMANDS = ("fit", "validate", "test", "predict")  # of Lightning, see cli.py
-TOOLS = {"bench": "experiments.bench"}  # for kernels: the module whose main(arguments) -> exit code is the command
+# For kernels: the module whose main(arguments) -> exit code is the command.
+TOOLS = {"bench": "experiments.bench", "inspect": "experiments.inspection"}

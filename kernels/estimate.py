@@ -84,6 +84,8 @@ class Estimate:
         fraction: of the tensor cores' peak, counting only `flops`; None for a kernel without matrix products.
         bandwidth: fraction of the memory's bandwidth that the compulsory traffic takes in that time.
         limit: the pipe that sets the time: of the main loop, or "fill", or "DRAM".
+        kind: type of the factors of the matrix products, as kernels.targets.Rates.products names it; None without.
+        fill: fraction of the cycles that passes until the first loads arrive.
         resident: blocks that share an SM.
         programs: blocks of the launch.
         busiest: blocks of the SM with most to do.
@@ -96,6 +98,8 @@ class Estimate:
     fraction: float | None
     bandwidth: float
     limit: str
+    kind: str | None
+    fill: float
     resident: int
     programs: int
     busiest: int
@@ -151,6 +155,8 @@ def estimate(
         fraction=flops / seconds / rates.peak(kind) if kind else None,
         bandwidth=compulsory_bytes / rates.dram_bytes / seconds,
         limit=limit,
+        kind=kind,
+        fill=waiting,
         resident=resident,
         programs=len(members),
         busiest=busiest,

@@ -15,9 +15,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 from unittest import mock
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
@@ -42,6 +44,7 @@ class Compiled:
         tensor_memory: columns of tensor memory (tcgen05) of a block, 512 of which a multiprocessor has.
         wide: whether addresses are computed in 64-bit integers, as they must be in tensors of 2**30 elements.
         tensor_cores: whether the code holds matrix instructions (MMA, WGMMA, tcgen05; MFMA on AMD).
+        tensor_bytes: of the tensors that it is given, each counted once.
         target, grid, arguments: what it was compiled for, its programs, and its integers by their names in the IR.
         asm: the kernel in all languages on the way from "ttir" to "cubin" or "amdgcn".
     """
@@ -55,6 +58,7 @@ class Compiled:
     tensor_memory: int
     tensor_cores: bool
     wide: bool
+    tensor_bytes: int
     target: str
     grid: tuple[int, ...]
     arguments: dict[str, int]
@@ -140,7 +144,8 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
         if 0 in grid:
             return
         binary = kernel.warmup(*args, grid=grid, **constants)
-        compiled.append(_read(binary, target, grid, _integers(kernel.arg_names, args), constants))
+        given = (*args, *constants.values())
+        compiled.append(_read(binary, target, grid, _integers(kernel.arg_names, args), constants, _bytes(given)))
 
     with (
         mock.patch.object(triton.runtime.driver, "_active", _OfflineDriver(target)),
@@ -161,9 +166,21 @@ def _integers(names: Sequence[str], arguments: Sequence[Any]) -> dict[str, int]:
     return found
 
 
+def _bytes(arguments: Sequence[Any]) -> int:
+    """Bytes of the tensors among the arguments of a launch, each once, and an element that is expanded once."""
+    flat = [each for value in arguments for each in (value if isinstance(value, tuple) else (value,))]
+    tensors = {id(value): value for value in flat if isinstance(value, torch.Tensor)}.values()
+    return sum(
+        prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride) * tensor.itemsize
+        for tensor in tensors
+        if tensor.numel()
+    )
+
+
 def _read(
-    kernel: Any, target: str, grid: tuple[int, ...], arguments: dict[str, int], constants: dict[str, Any]
-) -> Compiled:
+    kernel: Any, target: str, grid: tuple[int, ...], arguments: dict[str, int], constants: dict[str, Any],
+    tensor_bytes: int,
+) -> Compiled:  # fmt: skip
     read = _read_cubin if TARGETS[target].backend == "cuda" else _read_amdgcn
     registers, spills, tensor_cores = read(kernel)
     return Compiled(
@@ -176,6 +193,7 @@ def _read(
         tensor_memory=getattr(kernel.metadata, "tmem_size", 0) or 0,
         tensor_cores=tensor_cores,
         wide=bool(re.search(r"tt\.addptr .*i64", kernel.asm["ttir"])),
+        tensor_bytes=tensor_bytes,
         target=target,
         grid=grid,
         arguments=arguments,
