@@ -41,7 +41,7 @@ $(SANITIZER): pyproject.toml
 	.venv-sanitize/bin/python -m pip install ttsem==0.1.0 triton==3.8.0 numpy pytest hypothesis lightning
 	@touch $@
 
-ratios: $(INSTALLED)  ## measure the tiles of the interpreter and the cost of the torch backend, as ratios
+ratios: $(INSTALLED)  ## measure what a call costs, the tiles of the interpreter and the torch backend against others
 	$(BIN)/python -m tests.ratios
 
 lint: $(INSTALLED)  ## check style, format and types

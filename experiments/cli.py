@@ -112,6 +112,8 @@ class ConvnetsCLI(LightningCLI):
         except RuntimeError as error:
             raise ValueError(str(error)) from error
         self._say(backend)
+        if self.trainer.strategy.root_device.type == "cuda":
+            pack_weights(self.model)
         if self.checkpoint is not None:
             check_fits(self.state_dict, self.model, self.checkpoint)
         elif self.subcommand != "fit":
@@ -187,6 +189,17 @@ def runs_directory(trainer: Namespace) -> Path:
     if configured is None or "save_dir" not in configured:
         return Path(trainer.default_root_dir or ".") / "lightning_logs"
     return Path(configured.save_dir) / (configured.get("name") or "")
+
+
+def pack_weights(model: torch.nn.Module) -> None:
+    """Lay the weights of convolutions out as the kernels read them, once: else each call packs them.
+
+    The outputs of a layer follow its weight, so that from the first layer on all maps are channels-last too.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in model.parameters():
+        if parameter.dim() in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
 
 
 def resume_in_place(trainer: Namespace, checkpoint: Path) -> None:

@@ -155,8 +155,7 @@ def upcasts_bfloat16(launcher: Any) -> Any:
 
     @functools.wraps(launcher)
     def upcast(*args: Any, **kwargs: Any) -> Any:
-        narrow = any(isinstance(a, Tensor) and a.dtype == torch.bfloat16 for a in args)
-        if not narrow:
+        if args[0].dtype != torch.bfloat16:  # a launcher's first argument has the type of its others, or a narrower one
             return launcher(*args, **kwargs)
         result = launcher(*(_cast(a, torch.bfloat16, torch.float32) for a in args), **kwargs)
         if isinstance(result, tuple):

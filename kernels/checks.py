@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.shape import AXES, Window
+from kernels.shape import AXES, Window, remembered, shape_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 GRID_NAMES = ("", "L", "H, W", "D, H, W")
@@ -40,14 +40,22 @@ def make_window(
     """
     axes = len(kernel)
     kernel = tuple(map(int, kernel))  # torch.jit.trace gives tensors
-    kernel = per_axis(op, "kernel_size", kernel, axes, least=1)
     stride = per_axis(op, "stride", stride, axes, least=1)
     dilation = per_axis(op, "dilation", dilation, axes, least=1)
-    if isinstance(padding, str):
-        pairs = _named_padding(op, padding, kernel, stride, dilation)
-    else:
-        pairs = tuple((p, p) for p in per_axis(op, "padding", padding, axes, least=0))
-    return Window(kernel, stride, pairs, dilation, check_int(op, "groups", groups, least=1), tile)
+    if not isinstance(padding, str):
+        padding = per_axis(op, "padding", padding, axes, least=0)
+    return _window(op, kernel, stride, padding, dilation, check_int(op, "groups", groups, least=1), tile)
+
+
+@remembered
+def _window(
+    op: str, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...] | str,
+    dilation: tuple[int, ...], groups: int, tile: tuple[int, ...],
+) -> Window:  # fmt: skip
+    kernel = per_axis(op, "kernel_size", kernel, len(kernel), least=1)
+    named = isinstance(padding, str)
+    pairs = _named_padding(op, padding, kernel, stride, dilation) if named else tuple((p, p) for p in padding)
+    return Window(kernel, stride, pairs, dilation, groups, tile)
 
 
 def per_axis(op: str, name: str, value: IntOrTuple, axes: int, least: int) -> tuple[int, ...]:
@@ -67,6 +75,8 @@ def per_axis(op: str, name: str, value: IntOrTuple, axes: int, least: int) -> tu
 
 def check_int(op: str, name: str, value: int, least: int) -> int:
     """`value` as an int of at least `least`; else ValueError."""
+    if type(value) is int and value >= least:
+        return value
     number = _as_int(value)
     if number is None or number < least:
         raise ValueError(f"{op}: {name} must be an int >= {least}, got {value!r}")
@@ -107,41 +117,50 @@ def check_tensor(op: str, name: str, t: Tensor) -> None:
 
 def check_floating(op: str, **tensors: Tensor | None) -> None:
     """All tensors present are of one supported dtype, dense, and on one device; else TypeError or ValueError."""
-    present = {name: t for name, t in tensors.items() if t is not None or name not in OPTIONAL}
-    for name, t in present.items():
-        check_tensor(op, name, t)
+    first = None
+    for name, t in tensors.items():
+        if t is None and name in OPTIONAL:
+            continue
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
         if t.is_nested:
             raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got a nested tensor")
         if t.layout != torch.strided:
             raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got layout {t.layout}")
         if t.dtype not in DTYPES:
             raise TypeError(f"{op}: {name} must be float16, bfloat16, float32 or float64, got {_short(t.dtype)}")
-    (first_name, first), *others = present.items()
-    for name, t in others:
-        if t.device != first.device:
+        if first is None:
+            first_name, first = name, t
+        elif t.device != first.device:
             raise ValueError(
                 f"{op}: tensors must be on one device, got {first_name} on {first.device} and {name} on {t.device}"
             )
-        if t.dtype != first.dtype:
+        elif t.dtype != first.dtype:
             raise TypeError(
                 f"{op}: tensors must have one dtype, got {first_name} {_short(first.dtype)}"
                 f" and {name} {_short(t.dtype)}"
             )
 
 
-def check_convolution(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> None:
-    """Raise ValueError that names both shapes where x [N, C, *grid] and weight [O, C/groups, *kernel] do not fit."""
-    groups, outputs = window.groups, weight.shape[0] // window.tiles
+def check_convolution(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> tuple[int, ...]:
+    """The output's shape, for x [N, C, *grid] and weight [O, C/groups, *kernel]; ValueError where they do not fit."""
+    return _output_shape(op, shape_of(x), shape_of(weight), None if bias is None else shape_of(bias), window)
+
+
+@remembered
+def _output_shape(
+    op: str, x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] | None, window: Window
+) -> tuple[int, ...]:
+    groups, outputs = window.groups, weight[0] // window.tiles
     if outputs % groups or not outputs:
         wrong = f"groups must divide the output channels, {outputs}"
-    elif x.shape[1] != weight.shape[1] * groups:
-        expected = weight.shape[1] * groups
-        wrong = f"input must have {expected} channels (weight.shape[1] * groups), got {x.shape[1]}"
-    elif bias is not None and bias.shape != weight.shape[:1]:
-        wrong = f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}"
+    elif x[1] != weight[1] * groups:
+        wrong = f"input must have {weight[1] * groups} channels (weight.shape[1] * groups), got {x[1]}"
+    elif bias is not None and bias != weight[:1]:
+        wrong = f"bias must have shape ({weight[0]},), got {tuple(bias)}"
     else:
-        return check_fits(op, x.shape, window)
-    raise ValueError(f"{op}: {wrong}: input {tuple(x.shape)}, weight {tuple(weight.shape)}, groups {groups}")
+        return x[0], outputs, *check_fits(op, x, window)
+    raise ValueError(f"{op}: {wrong}: input {tuple(x)}, weight {tuple(weight)}, groups {groups}")
 
 
 def check_transposed_convolution(
@@ -221,8 +240,9 @@ def pooling_window(op: str, pool: IntOrTuple | Mapping[str, Any], axes: int) -> 
     return window, bool(arguments.get("ceil_mode", False))
 
 
-def check_pooling(op: str, shape: Sequence[int], window: Window, ceil_mode: bool) -> None:
-    """Raise ValueError where a pooling window is padded by more than half of it, or does not fit on the grid.
+@remembered
+def check_pooling(op: str, shape: tuple[int, ...], window: Window, ceil_mode: bool) -> tuple[int, ...]:
+    """The extents of a pooling's output; ValueError where its window is padded by more than half, or does not fit.
 
     Args:
         shape: of the input, [N, C, *grid].
@@ -231,12 +251,13 @@ def check_pooling(op: str, shape: Sequence[int], window: Window, ceil_mode: bool
         if before > kernel // 2:
             raise ValueError(f"{op}: padding must be at most half of kernel_size, got {before} for {kernel}")
     check_not_empty(op, shape)
-    check_fits(op, shape, window, ceil_mode)
+    output_size = check_fits(op, shape, window, ceil_mode)
     if op == "avg_pool3d" and any(k > extent for k, extent in zip(window.kernel, shape[2:], strict=True)):
         raise ValueError(f"{op}: kernel_size must be at most the input's {tuple(shape[2:])}, got {window.kernel}")
     for dilation, (before, _), extent in zip(window.dilation, window.padding, shape[2:], strict=True):
         if before and dilation > extent:  # a window could step over the whole grid, and have no maximum
             raise ValueError(f"{op}: dilation must be at most the padded input's extent {extent}, got {dilation}")
+    return output_size
 
 
 def check_not_empty(op: str, shape: Sequence[int]) -> None:
@@ -307,14 +328,17 @@ def _check_per_channel(x: Tensor, parameters: dict[str, Tensor], momentum: float
             )
 
 
-def check_fits(op: str, shape: Sequence[int], window: Window, ceil_mode: bool = False) -> None:
+def check_fits(op: str, shape: Sequence[int], window: Window, ceil_mode: bool = False) -> tuple[int, ...]:
+    """The extents of the output over an input of `shape` [N, C, *grid]; ValueError where the window does not fit."""
     size = tuple(shape[2:])
-    if any(extent < 1 for extent in window.output_size(size, ceil_mode)):
+    output_size = window.output_size(size, ceil_mode)
+    if any(extent < 1 for extent in output_size):
         padded = tuple(s + before + after for s, (before, after) in zip(size, window.padding, strict=True))
         raise ValueError(
             f"{op}: the window is larger than the padded input: kernel_size {window.kernel} with dilation"
             f" {window.dilation} on input {tuple(shape)}, whose grid padded is {padded}"
         )
+    return output_size
 
 
 def batched(op: str, x: Tensor, axes: int) -> Tensor:

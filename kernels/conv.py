@@ -42,6 +42,7 @@ from kernels.shape import (
     POINT,
     Window,
     accumulator_dtype,
+    cdiv,
     channels_first,
     channels_last,
     memory_format,
@@ -402,22 +403,24 @@ def _forward(
     live = None
     if _has_few_channels(x_last, wide):
         wide, x_last, live = _over_elements(x_last, wide)
-        line = weight_last.flatten(3)[..., None]
-        weight_last, channels = F.pad(line, (0, 0, live[0], wide.kernel[-1] - live[1])), 1
-    counts = tuple(map(triton.cdiv, y_last.shape[1:4], wide.tile))
+        weight_last, channels = weight_last.flatten(3)[..., None], 1
+        if live is not None:
+            weight_last = F.pad(weight_last, (0, 0, live[0], wide.kernel[-1] - live[1]))
+    counts = tuple(map(cdiv, y_last.shape[1:4], wide.tile))
     rows = x.shape[0] * prod(counts)
     tile = tuning.tile(
-        "forward" if winners is None else "forward_max", x.dtype, rows, outputs, channels, wide.taps, window.groups
-    )
+        "forward" if winners is None else "forward_max", x.dtype, rows, outputs, channels, wide.taps, window.groups,
+        wide.tiles,
+    )  # fmt: skip
     backend.launch(
-        _forward_kernel, (wide.tiles * triton.cdiv(rows, tile.m) * tile.blocks(outputs, window.groups),),
+        _forward_kernel, (wide.tiles * cdiv(rows, tile.m) * tile.blocks(outputs, window.groups),),
         x_last, weight_last, None if bias is None else bias.contiguous(),
         None if residual is None else channels_last(residual),
         y_last, None if winners is None else channels_last(winners),
         rows, grid.divisors(counts), tuple(x_last.shape[1:4]), full_size, tuple(y_last.shape[1:4]),
-        None if winners is None else triton.cdiv(wide.taps * channels, tile.k if tile.dot else 1),
+        None if winners is None else cdiv(wide.taps * channels, tile.k if tile.dot else 1),
         WINDOW=wide, POOL=pool.lifted(), MAXOUT=maxout, CHANNELS=channels, OUTPUTS=outputs, RELU=relu,
-        LIVE=None if live == (0, wide.kernel[-1]) else live, **_arithmetic(window, x, weight, y), **tile.constants,
+        LIVE=live, **_arithmetic(window, x, weight, y), **tile.constants,
     )  # fmt: skip
     return y.contiguous(memory_format=layout), winners
 
@@ -435,13 +438,13 @@ def transpose(
     outputs = weight.shape[0] // (wide.tiles * window.groups)
     dx = new_channels_last(dy, window.groups * channels, size)
     dy_last, weight_last, dx_last = channels_last(dy), channels_last(weight), channels_last(dx)
-    counts = tuple(map(triton.cdiv, dx_last.shape[1:4], wide.period))
+    counts = tuple(map(cdiv, dx_last.shape[1:4], wide.period))
     rows = dy.shape[0] * prod(counts)
     operation = "transpose" if wide.tiles == 1 else "transpose_tiled"
-    tile = tuning.tile(operation, dy.dtype, rows, channels, outputs, window.taps, window.groups)
-    phases = prod(wide.period) * triton.cdiv(rows, tile.m)
+    phases = prod(wide.period)
+    tile = tuning.tile(operation, dy.dtype, rows, channels, outputs, window.taps, window.groups, phases)
     backend.launch(
-        _transpose_kernel, (phases * tile.blocks(channels, window.groups),),
+        _transpose_kernel, (phases * cdiv(rows, tile.m) * tile.blocks(channels, window.groups),),
         dy_last, None if y is None else channels_last(y), weight_last,
         None if bias is None else bias.contiguous(), dx_last,
         rows, grid.divisors(counts), tuple(dx_last.shape[1:4]), tuple(dy_last.shape[1:4]),
@@ -463,19 +466,19 @@ def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bia
     if _has_few_channels(x_last, wide):
         wide, x_last, live = _over_elements(x_last, wide)
         channels = 1
-    counts = tuple(map(triton.cdiv, dy_last.shape[1:4], wide.tile))
+    counts = tuple(map(cdiv, dy_last.shape[1:4], wide.tile))
     rows = dy.shape[0] * prod(counts)
-    tile = tuning.tile("weight_gradient", x.dtype, outputs, channels, rows, wide.taps, window.groups)
+    tile = tuning.tile("weight_gradient", x.dtype, outputs, channels, rows, wide.taps, window.groups, wide.tiles)
     shapes = (wide.tiles * dy.shape[1], *wide.kernel, channels), (wide.tiles * dy.shape[1] if bias else 0,)
     dw, db = (x.new_empty(shape) for shape in shapes)
     shares = dw, db
     if tile.splits > 1:
         shares = tuple(x.new_empty((tile.splits, *shape), dtype=accumulator_dtype(x)) for shape in shapes)
-    columns = triton.cdiv(wide.taps * channels, tile.n if tile.dot else 1)
+    columns = cdiv(wide.taps * channels, tile.n if tile.dot else 1)
     backend.launch(
         _weight_gradient_kernel, (wide.tiles * columns * tile.blocks(outputs, window.groups, tile.m), tile.splits),
         x_last, dy_last, None if y is None else channels_last(y), shares[0], shares[1] if bias else None,
-        triton.cdiv(triton.cdiv(rows, tile.splits), tile.k) * tile.k, rows, grid.divisors(counts),
+        cdiv(cdiv(rows, tile.splits), tile.k) * tile.k, rows, grid.divisors(counts),
         tuple(x_last.shape[1:4]), tuple(dy_last.shape[1:4]),
         WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, **_arithmetic(window, x, dy, shares[0]),
         **tile.constants | ({} if tile.dot else {"COLUMNS": (1,)}),
@@ -484,11 +487,13 @@ def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bia
         for share, total in zip(shares, (dw, db), strict=True):
             block = tuning.SUM_BLOCK
             backend.launch(
-                _sum_kernel, (triton.cdiv(total.numel(), block),), share, total, total.numel(),
+                _sum_kernel, (cdiv(total.numel(), block),), share, total, total.numel(),
                 SPLITS=tile.splits, BM=block,
             )  # fmt: skip
     if live is not None:
-        dw = dw[:, :, :, live[0] : live[1], 0].unflatten(3, (-1, x.shape[1]))
+        dw = dw[:, :, :, slice(*live)]
+    if channels != x.shape[1] // window.groups:
+        dw = dw[..., 0].unflatten(3, (-1, x.shape[1]))
     return channels_first(dw, window.axes, memory_format(x)), db
 
 
@@ -498,11 +503,11 @@ def _has_few_channels(x_last: Tensor, window: Window) -> bool:
     return not aligned and window.groups == window.dilation[-1] == window.tiles == 1 and window.kernel[-1] > 1
 
 
-def _over_elements(x_last: Tensor, window: Window) -> tuple[Window, Tensor, tuple[int, int]]:
-    """The window over lines of elements, x [N, D, H, W, C] as [N, D, H, W*C, 1], and the taps that count."""
+def _over_elements(x_last: Tensor, window: Window) -> tuple[Window, Tensor, tuple[int, int] | None]:
+    """The window over lines of elements, x [N, D, H, W, C] as [N, D, H, W*C, 1], and the taps that count if not all."""
     *_, width, channels = x_last.shape
     window, live = window.over_elements(channels, width, 16 // x_last.element_size())
-    return window, x_last.flatten(3)[..., None], live
+    return window, x_last.flatten(3)[..., None], None if live == (0, window.kernel[-1]) else live
 
 
 def cost(batch: int, channels: int, outputs: int, size: Sequence[int], window: Window, itemsize: int) -> Cost:

@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.backend import device_function
+from kernels.shape import remembered
 
 
 def index_type(*tensors: Tensor | None, largest: int = 0) -> tl.dtype:
@@ -29,6 +30,7 @@ def cdiv(a, b):
     return (a + b - 1) // b
 
 
+@remembered
 def divisors(extents: Sequence[int]) -> tuple[int, ...]:
     """Extents of three axes as `unravel` takes them: beside the last two, what divides by them without dividing.
 

@@ -10,8 +10,6 @@ import triton.language as tl
 from kernels import grid
 from kernels.backend import device_function
 
-OFF = tl.constexpr(-(2**30))  # a coordinate off every grid, also when one is added to another
-
 
 @device_function
 def channels(pid, COUNT: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr, DOT: tl.constexpr):
@@ -103,9 +101,10 @@ def multiply_accumulate(
     # compiler does not see of a choice that neighbours can be loaded together.
     FOLDED: tl.constexpr = CHANNELS % BK != 0
     PUT_OFF: tl.constexpr = WINDOW.edges[2] and DOT
+    LOWEST: tl.constexpr = -(2**31) if INDEX == tl.int32 else -(2**63)  # what it is added to is off every grid
     last = ()
     for i in tl.static_range(len(ROWS)):
-        last = last + (origins[i][2] + (OFF - row_valid[i].to(tl.int32) * OFF) if PUT_OFF else origins[i][2],)
+        last = last + (origins[i][2] + (1 - row_valid[i].to(INDEX)) * LOWEST if PUT_OFF else origins[i][2],)
     count = taps[0] * taps[1] * taps[2] * CHANNELS
     for block in range(grid.cdiv(count, BK) if steps is None else steps):
         tap, channel, in_window = tap_and_channel(block * BK, count, CHANNELS, BK, BK)

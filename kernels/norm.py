@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import backend, grid, tuning
-from kernels.shape import accumulator_dtype, channels_last, memory_format, new_channels_last
+from kernels.shape import accumulator_dtype, cdiv, channels_last, memory_format, new_channels_last
 
 
 @backend.device_function
@@ -312,12 +312,12 @@ def _plan(x: Tensor, summed: bool) -> tuple[tuple[int], Any, int, tuple[int, int
     channels = x.shape[1]
     positions = x.numel() // channels
     tile = tuning.norm_tile(positions, channels)
-    steps = triton.cdiv(triton.cdiv(positions, tile.m), tile.splits)
-    splits = triton.cdiv(positions, steps * tile.m)  # none is empty
+    steps = cdiv(cdiv(positions, tile.m), tile.splits)
+    splits = cdiv(positions, steps * tile.m)  # none is empty
     shares = x.new_empty((2, splits, channels), dtype=accumulator_dtype(x)) if summed else (None, None)
     block = triton.next_power_of_2(splits) if summed else 1  # a constant, not to vary where it says nothing
     constants = {
         "ACC": grid.accumulator_type(x), "INDEX": grid.index_type(x),
         "BM": tile.m, "BN": tile.n, "num_warps": tile.warps,
     }  # fmt: skip
-    return (splits * triton.cdiv(channels, tile.n),), shares, block, (positions, channels, steps), constants
+    return (splits * cdiv(channels, tile.n),), shares, block, (positions, channels, steps), constants

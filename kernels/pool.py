@@ -25,7 +25,7 @@ from torch import Tensor
 
 from kernels import backend, grid, tuning
 from kernels.backend import device_function
-from kernels.shape import Window, channels_last, lift, memory_format, new_channels_last, tap_dtype
+from kernels.shape import Window, cdiv, channels_last, lift, memory_format, new_channels_last, tap_dtype
 
 
 @triton.jit
@@ -190,7 +190,7 @@ def _launch(
     tile = tuning.pool_tile(positions, channels)
     largest = max(map(operator.mul, size, output_size)) if window.adaptive else 0
     backend.launch(
-        kernel, (triton.cdiv(positions, tile.m) * triton.cdiv(channels, tile.n),),
+        kernel, (cdiv(positions, tile.m) * cdiv(channels, tile.n),),
         x_last, y_last, None if taps is None else channels_last(taps),
         positions, grid.divisors((x_last if rows is x else y_last).shape[1:4]),
         tuple(x_last.shape[1:4]), tuple(y_last.shape[1:4]), channels,

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from kernels.shape import Window, accumulator_dtype, memory_format, tap_dtype
 
-_CONVOLUTIONS = (None, F.conv1d, F.conv2d, F.conv3d)
+CONVOLUTIONS = (None, F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSES = (None, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-_MAX_POOLS = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
+MAX_POOLS = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
 _ADAPTIVE_MAX_POOLS = (None, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
-_AVERAGE_POOLS = (None, None, F.avg_pool2d, F.avg_pool3d)
+AVERAGE_POOLS = (None, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 _ADAPTIVE_AVERAGE_POOLS = (None, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
 
 
@@ -31,7 +31,7 @@ def forward(
         padding = tuple(before for before, _ in window.padding)
         if not window.symmetric:
             x, padding = F.pad(x, window.flat_padding_from_last), (0,) * window.axes
-        y = _CONVOLUTIONS[window.axes](x, weight, bias, window.stride, padding, window.dilation, window.groups)
+        y = CONVOLUTIONS[window.axes](x, weight, bias, window.stride, padding, window.dilation, window.groups)
     if residual is not None:
         y = y + residual
     return y.relu_() if relu else y
@@ -133,7 +133,7 @@ def max_pool_as_torch(
         return _ADAPTIVE_MAX_POOLS[window.axes](x, size, return_indices=return_indices)
     padding = tuple(before for before, _ in window.padding)
     ceil_mode = window.output_size(x.shape[2:]) != tuple(size)
-    pool = _MAX_POOLS[window.axes]
+    pool = MAX_POOLS[window.axes]
     return pool(x, window.kernel, window.stride, padding, window.dilation, ceil_mode, return_indices=return_indices)
 
 
@@ -146,7 +146,7 @@ def average_pool(x: Tensor, window: Window, size: Sequence[int], divisor: int, p
         return average_pool(x.unsqueeze(2), plane, (1, *size), divisor, padded).squeeze(2)
     padding = tuple(before for before, _ in window.padding)
     ceil_mode = window.output_size(x.shape[2:]) != tuple(size)
-    pool = _AVERAGE_POOLS[window.axes]
+    pool = AVERAGE_POOLS[window.axes]
     return pool(x, window.kernel, window.stride, padding, ceil_mode, padded, divisor or None)
 
 

@@ -7,13 +7,42 @@ them by axes of extent 1 in front, over which a window of extent 1 slides once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, wraps
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 AXES = 3
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+REMEMBERED = 2**14  # results, of all functions together
+
+Result = TypeVar("Result")
+
+
+@lru_cache(REMEMBERED)
+def _known(function: Callable[..., Result], *args: object) -> Result:
+    return function(*args)
+
+
+def remembered(function: Callable[..., Result]) -> Callable[..., Result]:
+    """`function` of ints, or of what is made of them, each result of which is computed once: every call asks again.
+
+    Symbolic ints are no keys, and under torch.compile there is nothing to remember: then it is simply called.
+    """
+
+    @wraps(function)
+    def recall(*args: object) -> Result:
+        if torch.compiler.is_compiling():
+            return function(*args)
+        try:
+            return _known(function, *args)
+        except TypeError:  # what cannot be a key, or what `function` itself refuses
+            return function(*args)
+
+    return recall
 
 
 @dataclass(frozen=True)
@@ -38,18 +67,23 @@ class Window:
     tile: tuple[int, ...] = ()
     adaptive: bool = False
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.kernel, self.stride, self.padding, self.dilation, self.groups, self.tile, self.adaptive))
+
     @property
-    def flat(self) -> list[int]:
+    @remembered
+    def flat(self) -> tuple[int, ...]:
         """The window as integers, the form in which a torch.library schema can carry it; see `from_flat`."""
         tile = self.tile or (1,) * self.axes
-        return [*self.kernel, *self.stride, *self.dilation, *tile, *self.flat_padding, self.groups, int(self.adaptive)]
+        return *self.kernel, *self.stride, *self.dilation, *tile, *self.flat_padding, self.groups, int(self.adaptive)
 
     @staticmethod
     def from_flat(flat: Sequence[int]) -> Window:
-        axes = len(flat) // 6
-        kernel, stride, dilation, tile = (tuple(flat[part * axes : (part + 1) * axes]) for part in range(4))
-        padding = tuple(zip(flat[4 * axes : 6 * axes : 2], flat[4 * axes + 1 : 6 * axes : 2], strict=True))
-        return Window(kernel, stride, padding, dilation, flat[-2], tile, bool(flat[-1]))
+        return _from_flat(tuple(flat))
 
     @property
     def axes(self) -> int:
@@ -65,6 +99,7 @@ class Window:
         return math.prod(self.tile)
 
     @property
+    @remembered
     def period(self) -> tuple[int, ...]:
         """Inputs from one to the next that is reached by the same taps of the same kernels."""
         return tuple(s * t for s, t in zip(self.stride, self.tile, strict=True)) if self.tile else self.stride
@@ -123,6 +158,7 @@ class Window:
             return tuple(map(longest_part, output_size, size))
         return tuple(-(-k // e) for k, e in zip(self.kernel, self.every, strict=True))
 
+    @remembered
     def input_size(self, output_size: Sequence[int], extra: Sequence[int]) -> tuple[int, ...]:
         """Extents of the smallest grid over which the window gives `output_size`, and `extra` more."""
         return tuple(
@@ -132,6 +168,7 @@ class Window:
             )
         )
 
+    @remembered
     def fitted(self, size: Sequence[int], output_size: Sequence[int]) -> Window:
         """The same window with the padding after the grid of extents `size` such that the last output ends with it.
 
@@ -144,6 +181,7 @@ class Window:
         )
         return replace(self, padding=padding)
 
+    @remembered
     def lifted(self) -> Window:
         """The same window on three axes."""
         padding = ((0, 0),) * (AXES - self.axes) + self.padding
@@ -152,6 +190,7 @@ class Window:
             lift(self.kernel), lift(self.stride), padding, lift(self.dilation), self.groups, tile, self.adaptive
         )
 
+    @remembered
     def over_elements(self, channels: int, width: int, vector: int) -> tuple[Window, tuple[int, int]]:
         """The same window over the elements of each line of a channels-last grid, taken as a grid of one channel.
 
@@ -169,16 +208,10 @@ class Window:
         end = start + self.kernel[-1] * channels
         extent = -(-end // vector) * vector
         padding = (before * channels + start, after * channels + extent - end)
-        window = Window(
-            (*self.kernel[:-1], extent),
-            (*self.stride[:-1], step),
-            (*self.padding[:-1], padding),
-            self.dilation,
-            1,
-            self.tile,
-        )
-        return window, (start, end)
+        kernel, stride, padding = (*self.kernel[:-1], extent), (*self.stride[:-1], step), (*self.padding[:-1], padding)
+        return replace(self, kernel=kernel, stride=stride, padding=padding), (start, end)
 
+    @remembered
     def without_idle_strides(self, size: Sequence[int], output_size: Sequence[int]) -> Window:
         """The same window, with no stride longer than the grid of extents `size` where it gives one output only."""
         stride = tuple(
@@ -187,18 +220,21 @@ class Window:
         return replace(self, stride=stride)
 
     @staticmethod
+    @remembered
     def dividing(size: Sequence[int], output_size: Sequence[int]) -> Window:
         """The adaptive window over a grid of extents `size` that gives `output_size`."""
         ones = (1,) * len(size)
         kernel = tuple(map(longest_part, size, output_size))
         return Window(kernel, ones, ((0, 0),) * len(size), ones, adaptive=True)
 
+    @remembered
     def fixed_where_even(self, size: Sequence[int], output_size: Sequence[int]) -> Window:
         """The same window, no longer adaptive where it divides the grid into equal parts."""
         if not self.adaptive or any(k * out != s for k, out, s in zip(self.kernel, output_size, size, strict=True)):
             return self
         return replace(self, stride=self.kernel, adaptive=False)
 
+    @remembered
     def constant_count(self, size: Sequence[int], output_size: Sequence[int], padded: bool) -> int:
         """Inputs in every window (among them the padding if `padded`), 0 where they differ; without dilation."""
         whole = not self.adaptive
@@ -209,6 +245,7 @@ class Window:
             whole &= end <= extent + after if padded else before == 0 and end <= extent
         return self.taps if whole else 0
 
+    @remembered
     def output_size(self, size: Sequence[int], ceil_mode: bool = False) -> tuple[int, ...]:
         """Extents of the output over a grid of extents `size`; an entry is < 1 where the window does not fit."""
         return tuple(self._extent(axis, extent, ceil_mode) for axis, extent in enumerate(size))
@@ -223,7 +260,25 @@ class Window:
         return out - 1 if (out - 1) * stride >= extent + before else out  # the last window must start on the grid
 
 
+@remembered
+def _from_flat(flat: tuple[int, ...]) -> Window:
+    axes = len(flat) // 6
+    kernel, stride, dilation, tile = (flat[part * axes : (part + 1) * axes] for part in range(4))
+    padding = tuple(zip(flat[4 * axes : 6 * axes : 2], flat[4 * axes + 1 : 6 * axes : 2], strict=True))
+    return Window(kernel, stride, padding, dilation, flat[-2], tile, bool(flat[-1]))
+
+
 POINT = Window((1,) * AXES, (1,) * AXES, ((0, 0),) * AXES, (1,) * AXES)  # looks at one position
+
+
+def shape_of(t: Tensor) -> tuple[int, ...]:
+    """t.shape, but in plain ints under torch.jit.trace, whose tensors neither a window nor an operator takes."""
+    return tuple(map(int, t.shape)) if torch.jit.is_tracing() else t.shape
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b rounded up; triton.cdiv, made for kernels too, takes ten times as long."""
+    return -(-a // b)
 
 
 def lift(values: Sequence[int]) -> tuple[int, ...]:
@@ -255,8 +310,9 @@ def accumulator_dtype(x: Tensor) -> torch.dtype:
 
 def channels_last(x: Tensor) -> Tensor:
     """x [N, C, *grid] as a contiguous [N, D, H, W, C]: no copy where the memory is channels-last already."""
-    front = (None,) * (AXES + 2 - x.dim())
-    return x[(slice(None), slice(None), *front)].permute(0, 2, 3, 4, 1).contiguous()
+    for _ in range(AXES + 2 - x.dim()):
+        x = x.unsqueeze(2)
+    return x.permute(0, 2, 3, 4, 1).contiguous()
 
 
 def new_channels_last(x: Tensor, channels: int, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
@@ -281,9 +337,9 @@ def channels_first(y: Tensor, axes: int, memory_format: torch.memory_format) -> 
 
 def memory_format(*tensors: Tensor) -> torch.memory_format:
     """channels_last (of 2 or 3 grid axes) where any of the tensors is laid out so, as in torch; else contiguous."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for t in tensors:
-        preferred = formats.get(t.dim(), torch.contiguous_format)
-        if not t.is_contiguous() and t.is_contiguous(memory_format=preferred):
-            return preferred
+        if not t.is_contiguous():
+            preferred = FORMATS.get(t.dim(), torch.contiguous_format)
+            if t.is_contiguous(memory_format=preferred):
+                return preferred
     return torch.contiguous_format

@@ -22,10 +22,11 @@ import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from kernels import conv, norm, pool, tuning  # noqa: E402
+from kernels import conv, heuristics, norm, pool, tuning  # noqa: E402
 from kernels.inspect import Compiled, compiling_for  # noqa: E402
 from kernels.shape import POINT  # noqa: E402
 from kernels.targets import TARGETS  # noqa: E402
+from kernels.tile import Tile  # noqa: E402
 from tests.kernels.problems import Pooling, Problem  # noqa: E402
 
 PROVED = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -56,8 +57,11 @@ def on_meta(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def convolve(operation: str, problem: Problem, dtype: torch.dtype) -> None:
+def convolve(operation: str, problem: Problem, dtype: torch.dtype, tile: Tile | None = None) -> None:
     """One operation of a convolutional layer, with all that can be fused into it."""
+    if tile is not None:
+        with tuning.use_tile(tile):
+            return convolve(operation, problem, dtype)
     window = problem.window
     x = on_meta((problem.batch, problem.channels, *problem.size), dtype)
     weight = on_meta((window.tiles * problem.outputs, problem.channels // problem.groups, *problem.kernel), dtype)
@@ -99,6 +103,11 @@ def runs(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], No
         yield name, partial(pooling, problem, dtype)
     for name, shape in NORMS.items():
         yield name, partial(normalise, shape, dtype)
+    yield from runs_of_tiles(target, dtype)
+
+
+def runs_of_tiles(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A problem for each tile that may be chosen: of large ones with three axes and a stride, to take registers."""
     seen = set()
     for operation, channels, outputs, size, taps, deep in itertools.product(
         OPERATIONS, EXTENTS, EXTENTS, (4, 64), (1, 3), (False, True)
@@ -106,21 +115,24 @@ def runs(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], No
         groups = 8 if deep else 1
         if deep and (channels, outputs) != (1, 1):
             continue
+        gathered = outputs if operation.startswith("transpose") else channels
+        large = dtype.itemsize == 2 and operation != "forward_max" and gathered % 8 == 0 and not deep
+        axes = 3 if large else 2
         problem = Problem(
-            (size, size), (taps, taps), padding=taps // 2, batch=1, channels=groups * channels,
-            outputs=groups * outputs, groups=groups, tile=(2, 2) if operation == "transpose_tiled" else (),
+            (size // axes,) * axes, (taps,) * axes, stride=axes - 1, padding=taps // 2, batch=1,
+            channels=groups * channels, outputs=groups * outputs, groups=groups,
+            tile=(2,) * axes if operation == "transpose_tiled" else (),
         )  # fmt: skip
-        extents = {
-            "transpose": (size * size, channels, outputs),
-            "transpose_tiled": (size * size // 4, channels, outputs),
-            "weight_gradient": (outputs, channels, size * size),
-        }.get(operation, (size * size, outputs, channels))
-        tile = tuning.heuristic(target, operation, dtype, *extents, taps * taps, groups)
-        folded = channels % (tile.n if operation == "weight_gradient" else tile.k) != 0
-        key = (operation, dataclasses.replace(tile, splits=1), folded)
-        if key not in seen:
-            seen.add(key)
-            yield f"{channels} -> {outputs}, {taps}x{taps}", partial(convolve, operation, problem, dtype)
+        with tuning.products_of(target) as products:
+            convolve(operation, problem, dtype)
+        (product,) = products
+        tiles = [heuristics.choose(target, product)] if deep else heuristics.options(target, product)
+        for tile in tiles:
+            tile = dataclasses.replace(tile, splits=2 if operation == "weight_gradient" else 1)
+            key = (operation, tile, product.folds(tile), gathered * dtype.itemsize % 16)
+            if key not in seen:
+                seen.add(key)
+                yield f"{channels} -> {outputs}, {taps}x{taps}", partial(convolve, operation, problem, dtype, tile)
 
 
 OPERATIONS = ("forward", "forward_max", "transpose", "transpose_tiled", "weight_gradient")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from kernels.checks import IntOrTuple, autocast, batched, check_floating, check_tensor, make_window
-from kernels.functional.convolution import Epilogue, convolve
+from kernels.functional.convolution import convolve, epilogue
+from kernels.shape import shape_of
 
 
 def tiled_conv2d(
@@ -55,8 +56,8 @@ def local_conv2d(
     check_floating(op, input=input, weight=weight)
     x = batched(op, input, 2)
     window = make_window(op, weight.shape[4:], stride, padding, dilation, groups) if weight.dim() == 6 else None
-    if window is not None and tuple(weight.shape[:2]) != window.output_size(x.shape[2:]):
-        expected = window.output_size(x.shape[2:])
+    if window is not None and shape_of(weight)[:2] != window.output_size(shape_of(x)[2:]):
+        expected = window.output_size(shape_of(x)[2:])
         raise ValueError(
             f"{op}: weight must have a kernel for each of the {expected} output positions, got {tuple(weight.shape)}"
         )
@@ -85,7 +86,7 @@ def table_conv2d(
     """
     index = check_table("table_conv2d", table)
     dense = connect("table_conv2d", weight, index, table.shape)
-    fused = Epilogue(activation)
+    fused = epilogue("table_conv2d", activation)
     return convolve("table_conv2d", 2, input, dense, bias, stride, padding, dilation, 1, fused)
 
 
@@ -118,9 +119,9 @@ def _tiled(
     if bias is not None and bias.shape != weight.shape[:3]:
         raise ValueError(f"{op}: bias must have shape {tuple(weight.shape[:3])}, got {tuple(bias.shape)}")
     window = make_window(op, weight.shape[4:], stride, padding, dilation, groups)
-    size = window.output_size(batched(op, input, 2).shape[2:])
-    th, tw = (max(1, min(turns, extent)) for turns, extent in zip(weight.shape[:2], size, strict=True))
+    size = window.output_size(shape_of(batched(op, input, 2))[2:])
+    th, tw = (max(1, min(turns, extent)) for turns, extent in zip(shape_of(weight)[:2], size, strict=True))
     weight = weight[:th, :tw].flatten(0, 2)  # a kernel whose turn never comes is not used
     bias = None if bias is None else bias[:th, :tw].flatten()
-    fused = Epilogue(activation)
+    fused = epilogue(op, activation)
     return convolve(op, 2, input, weight, bias, stride, padding, dilation, groups, fused, (th, tw))

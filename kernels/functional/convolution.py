@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -25,20 +24,35 @@ from kernels.checks import (
     pooling_window,
     refuse_forward_mode,
 )
-from kernels.shape import POINT, Window
+from kernels.functional.direct import as_torch
+from kernels.shape import POINT, Window, shape_of
 
 if backend.AVAILABLE:
     from kernels import ops
 
 
-@dataclass(frozen=True)
-class Epilogue:
-    """What follows a convolution in the same kernel: activation, residual, max_pool and maxout as of `conv2d`."""
+class Epilogue(NamedTuple):
+    """What follows a convolution in the same kernel: residual, max_pool and maxout as of `conv2d`."""
 
-    activation: str | None = None
-    residual: Tensor | None = None
-    max_pool: IntOrTuple | Mapping[str, Any] | None = None
-    maxout: int = 1
+    relu: bool
+    residual: Tensor | None
+    max_pool: IntOrTuple | Mapping[str, Any] | None
+    maxout: int
+
+    @property
+    def plain(self) -> bool:
+        return self.residual is None and self.max_pool is None and self.maxout == 1
+
+
+def epilogue(
+    op: str, activation: str | None, residual: Tensor | None = None,
+    max_pool: IntOrTuple | Mapping[str, Any] | None = None, maxout: int = 1,
+) -> Epilogue:  # fmt: skip
+    """An Epilogue from arguments as `conv2d` takes them."""
+    relu, maxout = check_activation(op, activation) == "relu", check_pool_size(op, maxout, "maxout")
+    if (residual is not None) + (max_pool is not None) + (maxout > 1) > 1:
+        raise ValueError(f"{op}: at most one of residual, max_pool and maxout can be fused")
+    return Epilogue(relu, residual, max_pool, maxout)
 
 
 def conv1d(
@@ -48,7 +62,7 @@ def conv1d(
     max_pool: IntOrTuple | Mapping[str, Any] | None = None, maxout: int = 1,
 ) -> Tensor:  # fmt: skip
     """`conv2d` over a grid of one axis: input [N, C, L], weight [O, C/groups, K]."""
-    fused = Epilogue(activation, residual, max_pool, maxout)
+    fused = epilogue("conv1d", activation, residual, max_pool, maxout)
     return convolve("conv1d", 1, input, weight, bias, stride, padding, dilation, groups, fused)
 
 
@@ -77,7 +91,7 @@ def conv2d(
     Returns:
         [N, O, P, Q] (or [O, P, Q]), P = floor((H + before + after - dilation * (KH - 1) - 1) / stride) + 1, and pooled.
     """
-    fused = Epilogue(activation, residual, max_pool, maxout)
+    fused = epilogue("conv2d", activation, residual, max_pool, maxout)
     return convolve("conv2d", 2, input, weight, bias, stride, padding, dilation, groups, fused)
 
 
@@ -88,7 +102,7 @@ def conv3d(
     max_pool: IntOrTuple | Mapping[str, Any] | None = None, maxout: int = 1,
 ) -> Tensor:  # fmt: skip
     """`conv2d` over a grid of three axes: input [N, C, D, H, W], weight [O, C/groups, KD, KH, KW]."""
-    fused = Epilogue(activation, residual, max_pool, maxout)
+    fused = epilogue("conv3d", activation, residual, max_pool, maxout)
     return convolve("conv3d", 3, input, weight, bias, stride, padding, dilation, groups, fused)
 
 
@@ -140,48 +154,54 @@ def convolve(
     tile: tuple[int, ...] = (),
 ) -> Tensor:  # fmt: skip
     """Check a convolution and run it. The kernels of a `tile` stand one after another in weight and bias."""
+    if not tile and fused.plain and _pads_evenly(weight, padding):
+        y = as_torch(reference.CONVOLUTIONS[axes], (input, weight, bias), stride, padding, dilation, groups)
+        if y is not None:
+            return y.relu_() if fused.relu else y
     input, weight, bias, residual = autocast(input, weight, bias, fused.residual)
     check_floating(op, input=input, weight=weight, bias=bias, residual=residual)
     x = batched(op, input, axes)
     if weight.dim() != axes + 2:
         raise ValueError(f"{op}: weight must be [O, C/groups, *kernel] on {axes} axes, got {tuple(weight.shape)}")
     window = make_window(op, weight.shape[2:], stride, padding, dilation, groups, tile)
-    check_convolution(op, x, weight, bias, window)
+    shape = check_convolution(op, x, weight, bias, window)
     if residual is not None and residual.dim() == axes + 1:
         residual = residual.unsqueeze(0)
-    y = run_convolution(op, x, weight, bias, residual, window, fused)
+    y = run_convolution(op, x, weight, bias, residual, window, shape, fused)
     return y if x is input else y.squeeze(0)
 
 
+def _pads_evenly(weight: Tensor, padding: IntOrTuple | str) -> bool:
+    """Whether torch's own convolution pads as asked; it warns where "same" needs unequal sides, and knows no "full"."""
+    if not isinstance(padding, str):
+        return True
+    return padding == "same" and isinstance(weight, Tensor) and all(extent % 2 for extent in weight.shape[2:])
+
+
 def run_convolution(
-    op: str, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, window: Window, fused: Epilogue
-) -> Tensor:
-    """x [N, C, *grid] through a convolution whose tensors fit, and its epilogue."""
-    relu = check_activation(op, fused.activation) == "relu"
-    maxout = check_pool_size(op, fused.maxout, "maxout")
-    shape = (x.shape[0], weight.shape[0] // window.tiles, *window.output_size(x.shape[2:]))
-    if (residual is not None) + (fused.max_pool is not None) + (maxout > 1) > 1:
-        raise ValueError(f"{op}: at most one of residual, max_pool and maxout can be fused")
+    op: str, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, window: Window,
+    shape: tuple[int, ...], fused: Epilogue,
+) -> Tensor:  # fmt: skip
+    """x [N, C, *grid] through a convolution whose tensors fit and whose output has `shape`, and its epilogue."""
+    relu, _, _, maxout = fused
     residual = check_residual(op, residual, shape)
     if shape[1] // window.groups % maxout:
         raise ValueError(
             f"{op}: maxout must divide the output channels of a group, {shape[1] // window.groups}, got {maxout}"
         )
-    pool, ceil_mode = None, False
+    pool, size = None, shape[2:]
     if fused.max_pool is not None:
         pool, ceil_mode = pooling_window(f"{op}: max_pool", fused.max_pool, window.axes)
-        check_pooling(f"{op}: max_pool", shape, pool, ceil_mode)
+        size = check_pooling(f"{op}: max_pool", shape, pool, ceil_mode)
 
     if weight.numel() == 0 or not backend.uses_triton(x):
         y = reference.forward(x, weight, bias, residual, window, relu)
         if pool is not None:
-            size = pool.output_size(shape[2:], ceil_mode)
             y = reference.max_pool_as_torch(y, pool, size, return_indices=False)
         return reference.cross_channel_max_pool(y, maxout) if maxout > 1 else y
     refuse_forward_mode(x, weight, bias, residual)
     if pool is None and maxout == 1:
         return ops.convolution(x, weight, bias, residual, window.flat, relu)
-    size = shape[2:] if pool is None else pool.output_size(shape[2:], ceil_mode)
     pool = pool or POINT
     return ops.convolution_max(x, weight, bias, window.flat, relu, pool.flat, size, maxout)[0]
 
@@ -200,9 +220,10 @@ def _convolve_transposed(
     window = make_window(
         op, weight.shape[2:], stride, per_axis(op, "padding", padding, axes, least=0), dilation, groups
     )
-    size = window.input_size(x.shape[2:], extra)
+    grid = shape_of(x)[2:]
+    size = window.input_size(grid, extra)
     check_transposed_convolution(op, x, weight, bias, window, extra, size)
-    window = window.fitted(size, x.shape[2:])
+    window = window.fitted(size, grid)
     if weight.numel() == 0 or not backend.uses_triton(x):
         y = reference.transpose(x, weight, bias, None, window, size, relu)
     else:

@@ -21,7 +21,8 @@ from kernels.checks import (
     make_window,
     refuse_forward_mode,
 )
-from kernels.shape import Window
+from kernels.functional.direct import as_torch
+from kernels.shape import Window, shape_of
 
 if backend.AVAILABLE:
     from kernels import ops
@@ -34,8 +35,7 @@ def max_pool1d(
     dilation: IntOrTuple = 1, ceil_mode: bool = False, return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """`max_pool2d` over a grid of one axis: input [N, C, L] or [C, L]."""
-    problem = _fixed("max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode)
-    return _max_pool(input, *problem, return_indices)
+    return _fixed_max_pool("max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def max_pool2d(
@@ -54,8 +54,7 @@ def max_pool2d(
     Returns:
         [N, C, P, Q] or [C, P, Q], and the indices likewise where asked for.
     """
-    problem = _fixed("max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode)
-    return _max_pool(input, *problem, return_indices)
+    return _fixed_max_pool("max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def max_pool3d(
@@ -63,8 +62,7 @@ def max_pool3d(
     dilation: IntOrTuple = 1, ceil_mode: bool = False, return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """`max_pool2d` over a grid of three axes: input [N, C, D, H, W] or [C, D, H, W]."""
-    problem = _fixed("max_pool3d", 3, input, kernel_size, stride, padding, dilation, ceil_mode)
-    return _max_pool(input, *problem, return_indices)
+    return _fixed_max_pool("max_pool3d", 3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def avg_pool1d(
@@ -72,8 +70,7 @@ def avg_pool1d(
     ceil_mode: bool = False, count_include_pad: bool = True,
 ) -> Tensor:  # fmt: skip
     """`avg_pool2d` over a grid of one axis, without a divisor of one's own: input [N, C, L] or [C, L]."""
-    problem = _fixed("avg_pool1d", 1, input, kernel_size, stride, padding, 1, ceil_mode)
-    return _average_pool(input, *problem, 0, count_include_pad)
+    return _fixed_average_pool("avg_pool1d", 1, input, kernel_size, stride, padding, ceil_mode, count_include_pad)
 
 
 def avg_pool2d(
@@ -93,9 +90,9 @@ def avg_pool2d(
     Returns:
         [N, C, P, Q] or [C, P, Q].
     """
-    divisor = check_divisor("avg_pool2d", divisor_override)
-    problem = _fixed("avg_pool2d", 2, input, kernel_size, stride, padding, 1, ceil_mode)
-    return _average_pool(input, *problem, divisor, count_include_pad)
+    return _fixed_average_pool(
+        "avg_pool2d", 2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    )
 
 
 def avg_pool3d(
@@ -103,9 +100,9 @@ def avg_pool3d(
     ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
 ) -> Tensor:  # fmt: skip
     """`avg_pool2d` over a grid of three axes: input [N, C, D, H, W] or [C, D, H, W]."""
-    divisor = check_divisor("avg_pool3d", divisor_override)
-    problem = _fixed("avg_pool3d", 3, input, kernel_size, stride, padding, 1, ceil_mode)
-    return _average_pool(input, *problem, divisor, count_include_pad)
+    return _fixed_average_pool(
+        "avg_pool3d", 3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    )
 
 
 def adaptive_max_pool1d(
@@ -180,10 +177,35 @@ def cross_channel_max_pool(input: Tensor, pool_size: int) -> Tensor:
         return reference.cross_channel_max_pool(input, pool_size)
     last = input.movedim(1, -1)  # [N, *, C], where each position is a grid of one axis: its channels
     window = make_window(op, (pool_size,), pool_size, 0, 1)
-    size = (input.shape[1] // pool_size,)
+    size = (shape_of(input)[1] // pool_size,)
     y, _ = _run_max_pool(last.reshape(prod(last.shape[:-1]), 1, input.shape[1]), window, size, False)
     pooled = y.view(*last.shape[:-1], *size).movedim(-1, 1)
     return pooled.contiguous() if input.is_contiguous() else pooled
+
+
+def _fixed_max_pool(
+    op: str, axes: int, input: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None, padding: IntOrTuple,
+    dilation: IntOrTuple, ceil_mode: bool, return_indices: bool,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    if dilation == 1:  # with more, torch takes windows that step over the whole grid
+        pool = reference.MAX_POOLS[axes]
+        y = as_torch(pool, (input,), kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        if y is not None:
+            return y
+    problem = _fixed(op, axes, input, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool(input, *problem, return_indices)
+
+
+def _fixed_average_pool(
+    op: str, axes: int, input: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None, padding: IntOrTuple,
+    ceil_mode: bool, padded: bool, *divisor: int | None,
+) -> Tensor:  # fmt: skip
+    y = as_torch(reference.AVERAGE_POOLS[axes], (input,), kernel_size, stride, padding, ceil_mode, padded, *divisor)
+    if y is not None:
+        return y
+    number = check_divisor(op, *divisor) if divisor else 0  # torch has none on one axis
+    problem = _fixed(op, axes, input, kernel_size, stride, padding, 1, ceil_mode)
+    return _average_pool(input, *problem, number, padded)
 
 
 def _fixed(
@@ -194,17 +216,17 @@ def _fixed(
     check_floating(op, input=input)
     x = batched(op, input, axes)
     window = make_pooling_window(op, axes, kernel_size, stride, padding, dilation)
-    check_pooling(op, x.shape, window, bool(ceil_mode))
-    return x, window, window.output_size(x.shape[2:], bool(ceil_mode))
+    return x, window, check_pooling(op, shape_of(x), window, bool(ceil_mode))
 
 
 def _adaptive(op: str, axes: int, input: Tensor, output_size: OutputSize) -> tuple[Tensor, Window, tuple[int, ...]]:
     """The input [N, C, *grid], the window that divides it, and the extents of the output."""
     check_floating(op, input=input)
     x = batched(op, input, axes)
-    check_not_empty(op, x.shape)
-    size = check_output_size(op, output_size, x.shape[2:])
-    return x, Window.dividing(x.shape[2:], size), size
+    shape = shape_of(x)
+    check_not_empty(op, shape)
+    size = check_output_size(op, output_size, shape[2:])
+    return x, Window.dividing(shape[2:], size), size
 
 
 def _max_pool(

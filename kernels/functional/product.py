@@ -5,15 +5,19 @@ from __future__ import annotations
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import backend
 from kernels.checks import autocast, check_broadcast, check_floating, check_linear, check_residual, refuse_forward_mode
-from kernels.functional.convolution import Epilogue, run_convolution
+from kernels.functional.convolution import epilogue, run_convolution
+from kernels.functional.direct import as_torch
 from kernels.shape import Window
 
 if backend.AVAILABLE:
     from kernels import ops
+
+PRODUCT = Window((), (), (), ())  # a window on a grid of no axes
 
 
 def linear(
@@ -31,17 +35,29 @@ def linear(
     if isinstance(weight, Tensor) and weight.dim() == 1 and residual is None and maxout == 1:  # as torch takes it
         bias = bias.reshape(1) if isinstance(bias, Tensor) else bias
         return linear(input, weight.unsqueeze(0), bias, activation=activation).squeeze(-1)
+    fused = epilogue("linear", activation, residual, maxout=maxout)
+    if fused.plain and _is_layer(weight, bias):
+        y = as_torch(F.linear, (input, weight, bias))
+        if y is not None:
+            return y.relu_() if fused.relu else y
     x, weight, bias, residual = autocast(input, weight, bias, residual)
     check_floating("linear", input=x, weight=weight, bias=bias, residual=residual)
     check_linear(x, weight, bias)
-    front = x.shape[:-1]
-    rows = x.reshape(prod(front), x.shape[-1])
+    front, rows = x.shape[:-1], x
     residual = check_residual("linear", residual, (*front, weight.shape[0]))
-    if residual is not None:
-        residual = residual.reshape(prod(front), weight.shape[0])
-    fused = Epilogue(activation, maxout=maxout)
-    y = run_convolution("linear", rows, weight, bias, residual, Window((), (), (), ()), fused)
-    return y.view(*front, y.shape[-1])
+    if x.dim() != 2:
+        rows = x.reshape(prod(front), x.shape[-1])
+        residual = None if residual is None else residual.reshape(prod(front), weight.shape[0])
+    shape = (rows.shape[0], weight.shape[0])
+    y = run_convolution("linear", rows, weight, bias, residual, PRODUCT, shape, fused)
+    return y if x.dim() == 2 else y.view(*front, y.shape[-1])
+
+
+def _is_layer(weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether these are of a linear layer: torch takes others too, and broadcasts."""
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        return False
+    return bias is None or (isinstance(bias, Tensor) and bias.shape == weight.shape[:1])
 
 
 def matmul(input: Tensor, other: Tensor) -> Tensor:
@@ -77,7 +93,7 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
 
 def _matrix(a: Tensor, b: Tensor) -> Tensor:
     """a [M, K] times b [K, N]."""
-    none = Window((), (), (), ()).flat
+    none = PRODUCT.flat
     if a.is_contiguous():
         if b.is_contiguous():
             return ops.convolution_transpose(a, b, None, None, none, [], False)

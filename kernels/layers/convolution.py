@@ -64,14 +64,14 @@ class _Convolution(nn.modules.conv._ConvNd):
         self, input: Tensor, residual: Tensor | None = None,
         *, activation: str | None = None, max_pool: dict[str, Any] | None = None,
     ) -> Tensor:  # fmt: skip
-        activation = check_activation(type(self).__name__, activation or self.activation)
+        activation = activation or self.activation
         if max_pool is not None and self.pool is not None:
             raise ValueError(f"{type(self).__name__}: max_pool cannot be asked of a layer that has a pool already")
         pooling = self._fused_pooling() if max_pool is None else {"max_pool": max_pool}
         if residual is None or pooling or fuses_residual(residual, self._output_shape(input), output_dtype(input)):
             return self._convolve(input, residual, activation, pooling)
         y = self._convolve(input, None, None, {}) + residual
-        return y.relu() if activation else y
+        return y.relu() if check_activation(type(self).__name__, activation) else y
 
     def _convolve(
         self, input: Tensor, residual: Tensor | None, activation: str | None, pooling: dict[str, Any]
@@ -202,11 +202,12 @@ class Linear(nn.Linear):
         self.pool = pool
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, activation: str | None = None) -> Tensor:
-        activation = check_activation("Linear", activation or self.activation)
-        shape = (*input.shape[:-1], self.out_features)
-        if self.pool is None and residual is not None and not fuses_residual(residual, shape, output_dtype(input)):
-            y = functional.linear(input, self.weight, self.bias) + residual
-            return y.relu() if activation else y
+        activation = activation or self.activation
+        if self.pool is None and residual is not None:
+            shape = (*input.shape[:-1], self.out_features)
+            if not fuses_residual(residual, shape, output_dtype(input)):
+                y = functional.linear(input, self.weight, self.bias) + residual
+                return y.relu() if check_activation("Linear", activation) else y
         maxout = 1 if self.pool is None else self.pool.pool_size
         return functional.linear(input, self.weight, self.bias, activation=activation, residual=residual, maxout=maxout)
 

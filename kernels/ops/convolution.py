@@ -16,14 +16,16 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels import conv
+from kernels.ops import registry
 from kernels.ops.pooling import max_pool_gradient
+from kernels.ops.registry import differentiate, operator
 from kernels.reference import masked
 from kernels.shape import Window, channels_first, fake, lift, memory_format, new_channels_last, tap_dtype
 
 Gradients = tuple[Tensor | None, ...]
 
 
-@torch.library.custom_op("convnets::convolution", mutates_args=())
+@operator
 def convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, window: Sequence[int], relu: bool
 ) -> Tensor:
@@ -31,13 +33,13 @@ def convolution(
     return conv.forward(x, weight, bias, residual, Window.from_flat(window), relu)
 
 
-@convolution.register_fake
+@registry.fake(convolution)
 def _(x, weight, bias, residual, window, relu):
     window = Window.from_flat(window)
     return fake(x, weight.shape[0] // window.tiles, window.output_size(x.shape[2:]), weight)
 
 
-@torch.library.custom_op("convnets::convolution_max", mutates_args=())
+@operator
 def convolution_max(
     x: Tensor, weight: Tensor, bias: Tensor | None, window: Sequence[int], relu: bool,
     pool: Sequence[int], size: Sequence[int], maxout: int,
@@ -46,13 +48,13 @@ def convolution_max(
     return conv.forward_max(x, weight, bias, Window.from_flat(window), relu, Window.from_flat(pool), size, maxout)
 
 
-@convolution_max.register_fake
+@registry.fake(convolution_max)
 def _(x, weight, bias, window, relu, pool, size, maxout):
     outputs, candidates = weight.shape[0] // maxout, Window.from_flat(pool).taps * maxout
     return fake(x, outputs, size, weight), new_channels_last(x, outputs, size, tap_dtype(candidates))
 
 
-@torch.library.custom_op("convnets::convolution_transpose", mutates_args=())
+@operator
 def convolution_transpose(
     dy: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor | None,
     window: Sequence[int], size: Sequence[int], relu: bool,
@@ -61,12 +63,12 @@ def convolution_transpose(
     return conv.transpose(dy, weight, bias, y, Window.from_flat(window), size, relu)
 
 
-@convolution_transpose.register_fake
+@registry.fake(convolution_transpose)
 def _(dy, weight, bias, y, window, size, relu):
     return fake(dy, weight.shape[1] * Window.from_flat(window).groups, size, weight)
 
 
-@torch.library.custom_op("convnets::convolution_weight_gradient", mutates_args=())
+@operator
 def convolution_weight_gradient(
     x: Tensor, dy: Tensor, y: Tensor | None, window: Sequence[int], bias: bool
 ) -> tuple[Tensor, Tensor]:
@@ -74,7 +76,7 @@ def convolution_weight_gradient(
     return conv.weight_gradient(x, dy, y, Window.from_flat(window), bias)
 
 
-@convolution_weight_gradient.register_fake
+@registry.fake(convolution_weight_gradient)
 def _(x, dy, y, window, bias):
     window = Window.from_flat(window)
     outputs = window.tiles * dy.shape[1]
@@ -163,10 +165,10 @@ def _weight_gradient_backward(ctx: Any, g: Tensor, g_bias: Tensor) -> Gradients:
     return dx, d_dy, None, None, None
 
 
-convolution.register_autograd(_convolution_backward, setup_context=_convolution_context)
-convolution_max.register_autograd(_convolution_max_backward, setup_context=_convolution_max_context)
-convolution_transpose.register_autograd(_transpose_backward, setup_context=_transpose_context)
-convolution_weight_gradient.register_autograd(_weight_gradient_backward, setup_context=_weight_gradient_context)
+differentiate(convolution, _convolution_backward, _convolution_context)
+differentiate(convolution_max, _convolution_max_backward, _convolution_max_context)
+differentiate(convolution_transpose, _transpose_backward, _transpose_context)
+differentiate(convolution_weight_gradient, _weight_gradient_backward, _weight_gradient_context)
 
 
 @register_flop_formula(torch.ops.convnets.convolution)

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from kernels import norm, reference
+from kernels.ops import registry
+from kernels.ops.registry import differentiate, operator
 from kernels.shape import accumulator_dtype, fake
 
 
-@torch.library.custom_op("convnets::batch_norm", mutates_args=())
+@operator
 def batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
     mean: Tensor | None, var: Tensor | None, eps: float, relu: bool,
@@ -20,12 +22,12 @@ def batch_norm(
     return norm.batch_norm(x, weight, bias, residual, mean, var, eps, relu)
 
 
-@batch_norm.register_fake
+@registry.fake(batch_norm)
 def _(x, weight, bias, residual, mean, var, eps, relu):
     return fake(x, x.shape[1], x.shape[2:]), _sum(x, mean is None), _sum(x, mean is None)
 
 
-@torch.library.custom_op("convnets::batch_norm_gradient", mutates_args=())
+@operator
 def batch_norm_gradient(
     dy: Tensor, x: Tensor, weight: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor, eps: float,
     training: bool, parameters: bool, residual: bool,
@@ -34,7 +36,7 @@ def batch_norm_gradient(
     return norm.batch_norm_gradient(dy, x, weight, y, mean, var, eps, training, parameters, residual)
 
 
-@batch_norm_gradient.register_fake
+@registry.fake(batch_norm_gradient)
 def _(dy, x, weight, y, mean, var, eps, training, parameters, residual):
     like_x = fake(x, x.shape[1], x.shape[2:])
     dresidual = torch.empty_like(like_x) if residual else x.new_empty(0)
@@ -69,7 +71,7 @@ def _batch_norm_backward(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tenso
     return dx, dweight, dbias, dresidual, *[None] * len(rest)
 
 
-batch_norm.register_autograd(_batch_norm_backward, setup_context=_batch_norm_context)
+differentiate(batch_norm, _batch_norm_backward, _batch_norm_context)
 
 
 def _gradient_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -92,4 +94,4 @@ def _gradient_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...
     return ddy, dx, *(dweight or (None,)), *[None] * (3 + len(ctx.flags))
 
 
-batch_norm_gradient.register_autograd(_gradient_backward, setup_context=_gradient_context)
+differentiate(batch_norm_gradient, _gradient_backward, _gradient_context)

@@ -9,28 +9,30 @@ import torch
 from torch import Tensor
 
 from kernels import pool, reference
+from kernels.ops import registry
+from kernels.ops.registry import differentiate, operator
 from kernels.shape import Window, fake, tap_dtype
 
 
-@torch.library.custom_op("convnets::max_pool", mutates_args=())
+@operator
 def max_pool(x: Tensor, window: Sequence[int], size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """See `kernels.pool.max_pool`."""
     return pool.max_pool(x, Window.from_flat(window), size)
 
 
-@max_pool.register_fake
+@registry.fake(max_pool)
 def _(x, window, size):
     y = fake(x, x.shape[1], size)
     return y, torch.empty_like(y, dtype=tap_dtype(Window.from_flat(window).taps))
 
 
-@torch.library.custom_op("convnets::max_pool_gradient", mutates_args=())
+@operator
 def max_pool_gradient(dy: Tensor, taps: Tensor, window: Sequence[int], size: Sequence[int]) -> Tensor:
     """See `kernels.pool.max_pool_gradient`."""
     return pool.max_pool_gradient(dy, taps, Window.from_flat(window), size)
 
 
-@max_pool_gradient.register_fake
+@registry.fake(max_pool_gradient)
 def _(dy, taps, window, size):
     return fake(dy, dy.shape[1], size)
 
@@ -46,7 +48,7 @@ def _max_pool_backward(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor |
     return max_pool_gradient(dy, taps, ctx.window, ctx.size), None, None
 
 
-max_pool.register_autograd(_max_pool_backward, setup_context=_max_pool_context)
+differentiate(max_pool, _max_pool_backward, _max_pool_context)
 
 
 def _max_pool_gradient_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -60,23 +62,22 @@ def _max_pool_gradient_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, .
     return ddx.flatten(2).gather(2, index.flatten(2)).view(taps.shape), None, None, None
 
 
-max_pool_gradient.register_autograd(_max_pool_gradient_backward, setup_context=_max_pool_gradient_context)
+differentiate(max_pool_gradient, _max_pool_gradient_backward, _max_pool_gradient_context)
 
 
-@torch.library.custom_op("convnets::average_pool", mutates_args=())
+@operator
 def average_pool(x: Tensor, window: Sequence[int], size: Sequence[int], divisor: int, padded: bool) -> Tensor:
     """See `kernels.pool.average_pool`."""
     return pool.average_pool(x, Window.from_flat(window), size, divisor, padded)
 
 
-@torch.library.custom_op("convnets::average_pool_gradient", mutates_args=())
+@operator
 def average_pool_gradient(dy: Tensor, window: Sequence[int], size: Sequence[int], divisor: int, padded: bool) -> Tensor:
     """See `kernels.pool.average_pool_gradient`."""
     return pool.average_pool_gradient(dy, Window.from_flat(window), size, divisor, padded)
 
 
-@average_pool.register_fake
-@average_pool_gradient.register_fake
+@registry.fake(average_pool, average_pool_gradient)
 def _(x, window, size, divisor, padded):
     return fake(x, x.shape[1], size)
 
@@ -94,5 +95,5 @@ def _average_pool_gradient_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | Non
     return average_pool(ddx, ctx.window, ctx.size, ctx.divisor, ctx.padded), None, None, None, None
 
 
-average_pool.register_autograd(_average_pool_backward, setup_context=_average_pool_context)
-average_pool_gradient.register_autograd(_average_pool_gradient_backward, setup_context=_average_pool_context)
+differentiate(average_pool, _average_pool_backward, _average_pool_context)
+differentiate(average_pool_gradient, _average_pool_gradient_backward, _average_pool_context)

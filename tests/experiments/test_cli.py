@@ -10,8 +10,12 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from experiments import __main__ as command
+from experiments.cli import pack_weights
+from kernels import layers
+from kernels.shape import channels_last
 from tests.experiments.conftest import DIGITS
 
 RUN = Path("logs/digits/version_0")
@@ -28,6 +32,18 @@ def test_help_is_quick_and_imports_nothing_heavy():
     for argument in ("--help", "fit"):
         subprocess.run([sys.executable, "-c", code, argument, "-h"], check=True, capture_output=True)
     assert time.perf_counter() - started < 2 * 2
+
+
+def test_packed_weights_are_read_where_they_lie():
+    net = nn.Sequential(layers.Conv2d(4, 8, 3), layers.Conv2d(8, 8, 3))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    pack_weights(net)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(channels_last(net[i].weight).data_ptr() == net[i].weight.data_ptr() for i in range(2))
+    images = torch.randn(2, 4, 9, 9)
+    net(images.transpose(2, 3)).sum().backward()
+    assert net[1](net[0](images)).is_contiguous(memory_format=torch.channels_last)
+    assert net[0].weight.grad.stride() == net[0].weight.stride()
 
 
 def test_help_names_what_there_is(convnets):

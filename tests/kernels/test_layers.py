@@ -87,6 +87,36 @@ def test_adaptive_maxima_come_with_indices_where_asked_for(device, triton_only):
         assert all(torch.equal(a, b) for a, b in zip(ours(x), theirs(x), strict=True))
 
 
+TRACED = {
+    "convolutions": nn.Sequential(
+        layers.Conv2d(1, 4, 3, padding="same", activation="relu", pool=layers.MaxPool2d(2)),
+        layers.Conv2d(4, 6, 3, padding=1, pool=layers.CrossChannelMaxPool(2)),
+        layers.BatchNorm2d(3),
+        layers.ConvTranspose2d(3, 4, 3, stride=2),
+        layers.TiledConv2d(4, 2, 3, tile=2),
+        layers.LocalConv2d(2, 2, 3, input_size=7),
+        nn.Flatten(),
+        layers.Linear(50, 3),
+    ),
+    "poolings": nn.Sequential(
+        layers.MaxPool2d(3, 1, ceil_mode=True),
+        layers.CrossChannelMaxPool(1),
+        layers.AvgPool2d(2, 1, 1),
+        layers.AdaptiveMaxPool2d((5, None)),
+        layers.AdaptiveAvgPool2d(2),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # the extents of the grid are constants of the trace
+@pytest.mark.parametrize("net", TRACED.values(), ids=TRACED)
+def test_can_be_traced_by_torch_jit(net, device, triton_only):
+    net = copy.deepcopy(net).to(device).eval()
+    traced = torch.jit.trace(net, torch.randn(2, 1, 8, 8, device=device))
+    x = torch.randn(3, 1, 8, 8, device=device)  # of another batch size
+    assert torch.equal(traced(x), net(x))
+
+
 def test_is_initialised_as_torch_initialises():
     torch.manual_seed(0)
     ours = layers.Conv2d(3, 8, 5)

@@ -1,18 +1,21 @@
 """Tiles: legal for every problem and target, looked up before they are computed, and forced for a block only."""
 
 import itertools
-import json
 from importlib import resources
 
 import pytest
 import torch
 
-from kernels import tuning
-from kernels.tuning import Tile, use_tile
+from kernels import heuristics, table, tuning
+from kernels.checks import make_window
+from kernels.tile import OPERATIONS, Product, Tile, fault
+from kernels.tuning import use_tile
 
-LARGEST_BLOCK = 2**20  # elements, of Triton
+pytest.importorskip("kernels.conv", reason="triton is not installed")
+from kernels.problem import OPERATIONS as OPERATIONS_OF_A_LAYER  # noqa: E402
+from kernels.problem import Problem  # noqa: E402
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-OPERATIONS = ("forward", "forward_max", "transpose", "transpose_tiled", "weight_gradient")
 EXTENTS = (1, 3, 16, 37, 96, 512, 4096, 100_352)
 TABLES = sorted(path.name for path in (resources.files("kernels") / "tuned").iterdir())
 
@@ -22,16 +25,15 @@ TABLES = sorted(path.name for path in (resources.files("kernels") / "tuned").ite
 def test_heuristic_gives_legal_tiles(operation, target):
     for rows, columns, depth, taps in itertools.product(EXTENTS, EXTENTS, EXTENTS, (1, 9, 49)):
         tile = tuning.heuristic(target, operation, torch.float32, rows, columns, depth, taps)
-        assert all(side >= 16 and side & (side - 1) == 0 for side in (tile.m, tile.n, tile.k))
-        assert max(tile.m * tile.k, tile.k * tile.n, tile.m * tile.n) <= LARGEST_BLOCK
-        assert tile.splits >= 1 and (operation == "weight_gradient" or tile.splits == 1)
+        assert not fault(Product(operation, "float32", rows, columns, depth, taps), tile)
 
 
 def test_gpu_steps_are_one_tap_where_a_block_divides_the_channels():
     for channels in (16, 48, 64, 96, 128):
         for dtype in DTYPES:
             assert channels % tuning.heuristic("sm_90", "forward", dtype, 4096, 128, channels, 9).k == 0
-            assert channels % tuning.heuristic("sm_90", "weight_gradient", dtype, 128, channels, 4096, 9).n == 0
+            if dtype.itemsize > 2:  # else 16 bytes are of one tap, which is enough
+                assert channels % tuning.heuristic("sm_90", "weight_gradient", dtype, 128, channels, 4096, 9).n == 0
 
 
 def test_a_window_over_one_channel_is_folded():
@@ -49,14 +51,45 @@ def test_a_forced_tile_ends_with_its_block():
     assert tuning.tile(*problem) == usual != forced
 
 
+def test_a_choice_is_looked_up_once(monkeypatch):
+    calls = []
+    choose = heuristics.choose
+    monkeypatch.setattr(heuristics, "choose", lambda *args: calls.append(args) or choose(*args))
+    problem = ("forward", torch.float32, 12_345, 67, 89, 9)
+    assert tuning.tile(*problem) is tuning.tile(*problem)
+    assert len(calls) == 1
+
+
+def test_a_record_holds_for_its_class_and_is_preferred(monkeypatch, tmp_path):
+    product, tile = Product("weight_gradient", "float16", 64, 32, 1100, 9), Tile(16, 32, 64, splits=5)
+    monkeypatch.setattr(table, "TUNED", tmp_path)
+    table.write(tmp_path / "sm_12.json", "sm_12", [table.Record("", product, tile, {"kind": "estimate"})])
+    monkeypatch.setattr(tuning, "target", lambda: "sm_12")
+    of_depth = lambda depth: tuning.tile("weight_gradient", torch.float16, 64, 32, depth, 9)  # noqa: E731
+    assert of_depth(1100) == of_depth(1024) == of_depth(1279) == tile
+    assert tile not in (of_depth(1023), of_depth(1280))
+
+
+def test_products_are_what_launchers_ask_for():
+    problem = Problem(4, 8, 6, (9, 9), make_window("conv2d", (3, 3), 2, 1, 1, 2, ()), torch.float16)
+    with tuning.products_of("sm_90") as products:
+        for operation in OPERATIONS_OF_A_LAYER:
+            problem.run(operation, *problem.tensors("meta"))
+    assert products == [
+        Product("forward", "float16", 100, 3, 4, 9, 2),
+        Product("transpose", "float16", 100, 4, 3, 9, 2, phases=4),
+        Product("weight_gradient", "float16", 3, 4, 100, 9, 2),
+    ]
+
+
 @pytest.mark.parametrize("name", TABLES)
-def test_recorded_tiles_say_where_they_come_from_and_are_used(name, monkeypatch):
-    monkeypatch.setattr(tuning, "target", lambda: name.removesuffix(".json"))
-    records = json.loads((resources.files("kernels") / "tuned" / name).read_text())["records"]
-    assert records
-    for record in records:
-        assert record["source"].startswith(("measured", "estimate"))
-        problem = [record[key] for key in ("rows", "columns", "depth", "taps", "groups")]
-        tile = tuning.tile(record["operation"], getattr(torch, record["dtype"]), *problem)
-        assert tile == Tile(**record["tile"])
-        assert tile != tuning.heuristic(tuning.target(), record["operation"], getattr(torch, record["dtype"]), *problem)
+def test_recorded_tiles_are_sound_and_used(name, monkeypatch):
+    target = name.removesuffix(".json")
+    monkeypatch.setattr(tuning, "target", lambda: target)
+    found = table.read(table.path_of(target), target)
+    assert found.records and not found.faults
+    for record in found.records.values():
+        p = record.product
+        assert record.source["date"]
+        extents = (p.rows, p.columns, p.depth, p.taps, p.groups, p.phases)
+        assert tuning.tile(p.operation, getattr(torch, p.dtype), *extents) == record.tile

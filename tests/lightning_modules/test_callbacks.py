@@ -1,4 +1,5 @@
 import io
+import warnings
 
 import lightning.pytorch as pl
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_modules import callbacks
+from lightning_modules.architectures import LeNet
 from lightning_modules.callbacks import CELL, GAP, KernelRecorder, fit_grid, kernel_grid, picture
 from lightning_modules.loggers import TolerantTensorBoardLogger
 
@@ -98,6 +100,16 @@ def test_a_network_that_cannot_be_traced_has_no_graph(tmp_path):
     with pytest.warns(UserWarning, match="not while you look"):
         events = train(tmp_path, KernelRecorder(), epochs=1, module=Untraceable())
     assert not events.Tags()["graph"]
+
+
+def test_the_graph_of_a_network_in_triton_is_drawn(tmp_path, triton_only):
+    module = Small()
+    module.network = LeNet(input_shape=(3, 8, 8))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "TensorBoard shows no graph")
+        events = train(tmp_path, KernelRecorder(), epochs=1, module=module)
+    operators = {node.op for node in events.Graph().node}
+    assert {"convnets::convolution", "convnets::max_pool"} <= operators
 
 
 def test_nothing_is_recorded_without_tensorboard():

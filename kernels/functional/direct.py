@@ -1,0 +1,37 @@
+"""The short way on the torch backend: torch's own function, which checks its arguments itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import backend
+from kernels.checks import DTYPES
+
+
+def as_torch(function: Callable[..., Any], tensors: tuple[Tensor | None, ...], *arguments: Any) -> Any:
+    """What torch's own `function` makes of tensors and arguments, on the torch backend.
+
+    None on the Triton backend, and where torch refuses or the tensors are not what we take: what is wrong is then for
+    the checks to say, in the same words on both backends.
+    """
+    first = tensors[0]
+    if not isinstance(first, Tensor) or backend.uses_triton(first) or not _alike(first, tensors[1:]):
+        return None
+    try:
+        return function(*tensors, *arguments)
+    except Exception:  # whatever is not for the checks to say comes again, from the long way
+        return None
+
+
+def _alike(first: Tensor, others: tuple[Tensor | None, ...]) -> bool:
+    """Whether tensors are dense, of one supported dtype and on one device, so far as torch does not see to it."""
+    if first.dtype not in DTYPES or first.layout != torch.strided or first.is_nested:
+        return False
+    for t in others:
+        if t is not None and not (isinstance(t, Tensor) and t.device == first.device and t.layout == torch.strided):
+            return False
+    return True

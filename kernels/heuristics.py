@@ -1,0 +1,139 @@
+"""Tiles for problems that no table knows: by what a step costs in the interpreter, by a model of the GPU elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kernels import model
+from kernels.tile import Product, Tile, block, rows_block
+
+INTERPRETER = "interpreter"
+INTERPRETED_BLOCK = 2**19  # elements; Triton takes at most 2**20
+WAVES = (1, 2, 3, 4)  # of the weight gradient's programs, by splits of its positions
+LEAST_STEPS = 4  # of a split
+SHARES = 2**28  # bytes that all splits' results may take
+INTERPRETED_CALLS = 2**16  # elements that NumPy goes through while it is called for one step
+
+# Of 16-bit factors, where 16 bytes are of one tap. Steps are short and stages many: this hides the same latency as long
+# steps and takes fewer registers. Few rows, as of a linear layer, make few programs, which wait least in long steps.
+_FORWARD = [
+    Tile(256, 128, 32, 8, 4), Tile(128, 128, 32, 4, 4), Tile(256, 64, 32, 8, 4), Tile(128, 64, 32, 4, 4),
+    Tile(64, 128, 32, 4, 4), Tile(64, 64, 32, 4, 4), Tile(128, 32, 32, 4, 4), Tile(64, 32, 32, 4, 4),
+    Tile(32, 32, 128, 4, 3),
+]  # fmt: skip
+_GRADIENT = [
+    Tile(256, 128, 32, 8, 4), Tile(128, 256, 32, 8, 4), Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 4, 4),
+    Tile(128, 64, 32, 4, 4), Tile(64, 128, 32, 4, 4), Tile(64, 64, 64, 4, 3), Tile(32, 64, 64, 4, 3),
+]  # fmt: skip
+# Where each element has an address of its own.
+_FORWARD_OF_ELEMENTS = [
+    Tile(256, 64, 32, 8, 4), Tile(128, 64, 32, 4, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4),
+]  # fmt: skip
+_GRADIENT_OF_ELEMENTS = [
+    Tile(128, 128, 32, 8, 4), Tile(128, 64, 32, 4, 4), Tile(64, 64, 64, 4, 3), Tile(32, 64, 64, 4, 3),
+]  # fmt: skip
+PLANAR = 512  # taps; windows of more are of three axes as a rule, whose coordinates take registers, too
+
+
+def choose(target: str, product: Product) -> Tile:
+    """A tile for `target`: the interpreter, where a program is dear, or any GPU."""
+    if product.depthwise:
+        return _depthwise(target, product)
+    if target == INTERPRETER:
+        return _interpreted(product)
+    rates = model.rates_of(target)
+    tiles = [
+        replace(tile, splits=splits) for tile in options(target, product) for splits in splits_of(target, product, tile)
+    ]
+    return min(tiles, key=lambda tile: model.seconds(rates, product, tile))
+
+
+def _interpreted(product: Product) -> Tile:
+    """Few programs with large blocks, since NumPy takes long to be called.
+
+    The block on the (tap, channel) axis is the one with the least to go through: where it divides the channels it is
+    one tap, with bounds to check for rows only; else the window is folded, with bounds to check for every element.
+    """
+    m = block(product.rows, 128) if product.is_gradient else 0  # of dy, loaded again for each block
+
+    def work(side: int) -> int:
+        checks = 1 if product.channels % side == 0 else 3
+        steps = -(-product.channels * product.taps // side)
+        return steps * (INTERPRETED_CALLS + product.positions * (side * checks + 2 * m))
+
+    folded = min((2**exponent for exponent in range(4, 10)), key=work)
+    if product.is_gradient:
+        return Tile(m, folded, block(product.depth, INTERPRETED_BLOCK // max(m, folded)))
+    n = block(product.columns, 512)
+    return Tile(block(product.rows, INTERPRETED_BLOCK // max(n, folded)), n, folded)
+
+
+def _depthwise(target: str, product: Product) -> Tile:
+    """Blocks of positions and of channels of many groups."""
+    interpreted = target == INTERPRETER
+    most, widest = (INTERPRETED_BLOCK, 512) if interpreted else (8192 // product.itemsize, 64)
+    if product.is_gradient:
+        m = block(product.rows * product.groups, widest)
+        k = block(product.depth, most // m) if interpreted else most // m
+        programs = -(-product.rows * product.groups // m)
+        splits = 1 if interpreted else max(1, min(256 // programs, product.depth // (8 * k)))
+        return Tile(m, 1, k, splits=splits, dot=False)
+    n = block(product.columns * product.groups, widest)
+    return Tile(block(product.rows, most // n) if interpreted else rows_block(product.rows, most // n), n, 1, dot=False)
+
+
+def options(target: str, product: Product) -> list[Tile]:
+    """The tiles that are chosen from on a GPU: few, so that each is proved to fit every target (tests/compiled.py)."""
+    if product.itemsize > 2 or product.operation == "forward_max":
+        tiles = [_usual(product)]
+    elif product.channels * product.itemsize % 16 == 0:
+        tiles = _GRADIENT if product.is_gradient else _FORWARD
+    elif product.taps <= PLANAR and not product.operation.startswith("transpose"):
+        tiles = _GRADIENT_OF_ELEMENTS if product.is_gradient else _FORWARD_OF_ELEMENTS
+    else:
+        tiles = [_usual(product)]
+    if not product.is_gradient and dividing_block(product.channels, 32) == 16:  # a step is then one tap
+        tiles = [replace(tile, k=min(tile.k, 16)) for tile in tiles]
+    if is_amd(target):
+        tiles = [replace(tile, stages=2) for tile in tiles]
+    return list(dict.fromkeys(tiles))
+
+
+def is_amd(target: str) -> bool:
+    return target.startswith("gfx")
+
+
+def splits_of(target: str, product: Product, tile: Tile) -> list[int]:
+    """One, and what gives the multiprocessors whole waves of the weight gradient's programs."""
+    if not product.is_gradient:
+        return [1]
+    rates = model.rates_of(target)
+    programs = model.programs(product, replace(tile, splits=1))
+    share = 4 * product.phases * product.groups * product.rows * product.columns * product.taps
+    most = max(1, min(product.depth // (LEAST_STEPS * tile.k), SHARES // max(1, share)))
+    waves = {rates.processors * wave // programs for wave in WAVES}
+    return sorted({1} | {splits for splits in waves if 1 < splits <= most})
+
+
+def _usual(product: Product) -> Tile:
+    """A small tile, whose accumulator and addresses fit the registers whatever the window and whatever is fused.
+
+    The block on the (tap, channel) axis divides the channels, if it can, so that it is one tap; where the window is
+    folded instead, each element has an address of its own, and the tile is smaller.
+    """
+    m, n, k = {2: (128, 64, 32), 4: (64, 64, 32), 8: (32, 32, 16)}[product.itemsize]
+    if product.is_gradient:
+        n = dividing_block(product.columns, n) or block(product.columns * product.taps, n)
+        folded = product.columns % n != 0
+        return Tile(rows_block(product.rows, m // 2 if folded else m), n, k, 4 if folded else 8)
+    k = dividing_block(product.depth, k) or k
+    folded = product.depth % k != 0
+    narrow = product.operation == "transpose_tiled" or (folded and product.operation == "transpose")
+    n = block(product.columns, n // 2 if narrow else n)
+    return Tile(m // 2 if folded else m, n, k, 4 if product.operation == "forward" else 8)
+
+
+def dividing_block(channels: int, most: int) -> int | None:
+    """Largest power of two from 16 to `most` that divides the channels, so that a step is one tap; else None."""
+    largest = min(most, channels & -channels)
+    return largest if largest >= 16 else None
