@@ -269,6 +269,6 @@ def _tcgen05(ir: Loop) -> Tcgen05:
         found.add(Tcgen05(*mean, dots[0].factor))
     if len(found) != 1:
         raise ValueError(
-            "tcgen05 instructions of several shapes, which the machine code does not tell, in several loops"
+            "several loops have tcgen05 instructions of several shapes, which the machine code does not tell"
         )
     return found.pop()
