@@ -3,5 +3,6 @@
 COMMANDS = ("fit", "validate", "test", "predict")  # of Lightning, see cli.py
 TOOLS = {  # for kernels: the module whose main(arguments) -> exit code is the command
     "bench": "experiments.bench",
+    "inspect": "experiments.inspection",
     "tune": "experiments.tune",
 }

@@ -16,7 +16,7 @@ from experiments import COMMANDS, TOOLS
 
 HELP = """\
 usage: convnets {fit,validate,test,predict} --config RECIPE [options]
-       convnets {bench,tune} [options]
+       convnets {bench,inspect,tune} [options]
 
 Train and evaluate convolutional networks whose layers are Triton kernels.
 
@@ -26,6 +26,7 @@ commands:
   test        evaluate on the test split
   predict     write the class of each test image to predictions.csv, beside the checkpoint
   bench       check and time the kernels on the layers of classic networks; see convnets bench --help
+  inspect     compile kernels for any GPU and estimate how fast they can be; see convnets inspect --help
   tune        choose the tiles of the kernels for a GPU, with or without one; see convnets tune --help
 
 main options (later ones win over earlier ones, files too):

@@ -5,12 +5,15 @@ A block of rows or columns is of one part, or of two where its extent is no powe
 and 32. What belongs to a part is an entry of a tuple.
 """
 
+from __future__ import annotations
+
+import torch
 import triton.language as tl
+from torch import Tensor
 
-from kernels import grid
+from kernels import grid, tuning
 from kernels.backend import device_function
-
-OFF = tl.constexpr(-(2**30))  # a coordinate off every grid, also when one is added to another
+from kernels.shape import Window
 
 
 @device_function
@@ -103,9 +106,10 @@ def multiply_accumulate(
     # compiler does not see of a choice that neighbours can be loaded together.
     FOLDED: tl.constexpr = CHANNELS % BK != 0
     PUT_OFF: tl.constexpr = WINDOW.edges[2] and DOT
+    LOWEST: tl.constexpr = -(2**31) if INDEX == tl.int32 else -(2**63)  # what it is added to is off every grid
     last = ()
     for i in tl.static_range(len(ROWS)):
-        last = last + (origins[i][2] + (OFF - row_valid[i].to(tl.int32) * OFF) if PUT_OFF else origins[i][2],)
+        last = last + (origins[i][2] + (1 - row_valid[i].to(INDEX)) * LOWEST if PUT_OFF else origins[i][2],)
     count = taps[0] * taps[1] * taps[2] * CHANNELS
     for block in range(grid.cdiv(count, BK) if steps is None else steps):
         tap, channel, in_window = tap_and_channel(block * BK, count, CHANNELS, BK, BK)
@@ -160,3 +164,30 @@ def multiply_accumulate(
 def modulo(a, b):
     """a modulo b, >= 0: the remainder of a kernel has the sign of a."""
     return (a % b + b) % b
+
+
+def has_few_channels(x_last: Tensor, window: Window) -> bool:
+    """Whether a load of 16 bytes would cross from one tap to the next, which then is its neighbour in memory."""
+    aligned = x_last.shape[-1] * x_last.element_size() % 16 == 0
+    return not aligned and window.groups == window.dilation[-1] == window.tiles == 1 and window.kernel[-1] > 1
+
+
+def over_elements(x_last: Tensor, window: Window) -> tuple[Window, Tensor, tuple[int, int] | None]:
+    """The window over lines of elements, x [N, D, H, W, C] as [N, D, H, W*C, 1], and the taps that count if not all."""
+    *_, width, channels = x_last.shape
+    window, live = window.over_elements(channels, width, 16 // x_last.element_size())
+    return window, x_last.flatten(3)[..., None], None if live == (0, window.kernel[-1]) else live
+
+
+def arithmetic(window: Window, x: Tensor, *others: Tensor) -> dict[str, object]:
+    """Accumulator, integers of an address, and float32 product: TF32 where the GPU has it and torch.backends allows it.
+
+    A linear layer goes by the rule for matrix products.
+    """
+    rule = torch.backends.cudnn.conv if window.axes else torch.backends.cuda.matmul
+    tf32 = x.dtype == torch.float32 and rule.fp32_precision == "tf32" and tuning.has_tf32()
+    return {
+        "ACC": grid.accumulator_type(x),
+        "PRECISION": "tf32" if tf32 else "ieee",
+        "INDEX": grid.index_type(x, *others),
+    }

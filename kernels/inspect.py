@@ -15,9 +15,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 from unittest import mock
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
@@ -39,8 +41,10 @@ class Compiled:
         spills: what a thread keeps in memory for want of registers: bytes (NVIDIA), vector registers (AMD, whose
             spilled scalar registers stay in vector registers).
         shared_memory: bytes of shared memory of a block.
+        tensor_memory: columns of tensor memory (tcgen05) of a block, 512 of which a multiprocessor has.
         wide: whether addresses are computed in 64-bit integers, as they must be in tensors of 2**30 elements.
         tensor_cores: whether the code holds matrix instructions (MMA, WGMMA, tcgen05; MFMA on AMD).
+        tensor_bytes: of the tensors that it is given, each counted once.
         target, grid, arguments: what it was compiled for, its programs, and its integers by their names in the IR.
         asm: the kernel in all languages on the way from "ttir" to "cubin" or "amdgcn".
     """
@@ -51,8 +55,10 @@ class Compiled:
     registers: int
     spills: int
     shared_memory: int
+    tensor_memory: int
     tensor_cores: bool
     wide: bool
+    tensor_bytes: int
     target: str
     grid: tuple[int, ...]
     arguments: dict[str, int]
@@ -66,13 +72,26 @@ class Compiled:
     @functools.cached_property
     def loops(self) -> trips.Loop:
         """The loops of the IR, and how often they run."""
-        return trips.count(self.asm["ttir"], self.arguments, self.grid)
+        return trips.count(self.asm["ttir"], self.arguments, self.grid, self.asm["ttgir"])
 
     def estimate(self, flops: int, compulsory_bytes: int) -> Estimate:
-        """The least time of the launch, which needs so many operations and so much traffic; see kernels.estimate."""
+        """The least time of the launch, which needs so many operations and so much traffic; see kernels.estimate.
+
+        Raises:
+            ValueError: the target is not NVIDIA's, or the kernel is none that the model can follow.
+        """
+        target = TARGETS[self.target]
+        if target.rates is None:
+            raise ValueError(f"no estimate for {self.target}: registers, spills and LDS only")
+        if "ttg.warp_specialize" in self.asm["ttgir"]:
+            raise ValueError(
+                "no estimate: the warps of the kernel are specialised, and the model has them all run alike"
+            )
+        if '"ttg.num-ctas" = 1 ' not in self.asm["ttgir"]:
+            raise ValueError("no estimate: the kernel runs in clusters of blocks, which the model does not know")
         return estimate(
-            TARGETS[self.target], self.code, self.loops, self.warps, self.registers, self.shared_memory,
-            flops, compulsory_bytes,
+            target, self.code, self.loops, self.warps, self.registers, self.shared_memory,
+            flops, compulsory_bytes, self.tensor_memory,
         )  # fmt: skip
 
 
@@ -125,7 +144,8 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
         if 0 in grid:
             return
         binary = kernel.warmup(*args, grid=grid, **constants)
-        compiled.append(_read(binary, target, grid, _integers(kernel.arg_names, args), constants))
+        given = (*args, *constants.values())
+        compiled.append(_read(binary, target, grid, _integers(kernel.arg_names, args), constants, _bytes(given)))
 
     with (
         mock.patch.object(triton.runtime.driver, "_active", _OfflineDriver(target)),
@@ -146,9 +166,21 @@ def _integers(names: Sequence[str], arguments: Sequence[Any]) -> dict[str, int]:
     return found
 
 
+def _bytes(arguments: Sequence[Any]) -> int:
+    """Bytes of the tensors among the arguments of a launch, each once, and an element that is expanded once."""
+    flat = [each for value in arguments for each in (value if isinstance(value, tuple) else (value,))]
+    tensors = {id(value): value for value in flat if isinstance(value, torch.Tensor)}.values()
+    return sum(
+        prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride) * tensor.itemsize
+        for tensor in tensors
+        if tensor.numel()
+    )
+
+
 def _read(
-    kernel: Any, target: str, grid: tuple[int, ...], arguments: dict[str, int], constants: dict[str, Any]
-) -> Compiled:
+    kernel: Any, target: str, grid: tuple[int, ...], arguments: dict[str, int], constants: dict[str, Any],
+    tensor_bytes: int,
+) -> Compiled:  # fmt: skip
     read = _read_cubin if TARGETS[target].backend == "cuda" else _read_amdgcn
     registers, spills, tensor_cores = read(kernel)
     return Compiled(
@@ -158,8 +190,10 @@ def _read(
         registers=registers,
         spills=spills,
         shared_memory=kernel.metadata.shared,
+        tensor_memory=getattr(kernel.metadata, "tmem_size", 0) or 0,
         tensor_cores=tensor_cores,
         wide=bool(re.search(r"tt\.addptr .*i64", kernel.asm["ttir"])),
+        tensor_bytes=tensor_bytes,
         target=target,
         grid=grid,
         arguments=arguments,

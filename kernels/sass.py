@@ -12,23 +12,28 @@ from typing import NamedTuple
 
 import triton
 
+from kernels.flow import natural_loops
+
 PIPES = ("tensor", "fma", "alu", "fp64", "special", "memory", "uniform", "control")
 _OPCODES = {
     "tensor": r"HMMA|IMMA|BMMA|QMMA|OMMA|DMMA|HGMMA|IGMMA|QGMMA|UTC\w*MMA",
     "fma": r"FADD\w*|FMUL\w*|FFMA\w*|HADD2\w*|HMUL2\w*|HFMA2\w*|IMAD\w*|IDP\w*",
     "fp64": r"D(ADD|MUL|FMA|SETP|MNMX)",
     "special": r"MUFU|POPC|FLO|BREV|[FI]2[FIP]\w*|F2FP\w*|FRND|I2\w+",
-    "memory": r"LD|LDG|LDS|LDSM|LDL|LDC|LDGSTS|LDT\w*|ST|STG|STS|STSM|STL|STT\w*|ATOM\w*|RED\w*|SHFL|MATCH|UTMA\w+"
-    r"|UBLK\w+|TEX|SUST|LDTM|STTM",
+    "memory": r"LD|LDG|LDS|LDSM|LDL|LDC|LDGSTS|LDT\w*|ST|STG|STS|STSM|STL|STT\w*|ATOM\w*|RED|REDG|REDS|SHFL|MATCH"
+    r"|UTMA\w+|UBLK\w+|TEX|SUST|LDTM|STTM",
     "control": r"BRA|BRX|JMP|CALL|RET|EXIT|BSSY|BSYNC|BREAK|WARPSYNC|NOP|BAR|MEMBAR|FENCE|DEPBAR|LDGDEPBAR|SYNCS|ERRBAR"
     r"|CCTL\w*|WARPGROUP|WARPGROUPDEPBAR|YIELD|NANOSLEEP|ARRIVES|ELECT|ACQBULK|PREEXIT|UCGABAR\w*|CGAERRBAR|KILL|BPT"
     r"|BMOV|S2R|CS2R|VOTE\w*",
-    "uniform": r"U[A-Z]\w+|R2UR|S2UR|REDUX|R2P",
+    "uniform": r"U[A-Z]\w+|LDCU|R2UR|S2UR|REDUX|R2P",
 }  # whatever else there is counts to the integer pipe: "alu"
 _PIPE = {pipe: re.compile(pattern) for pipe, pattern in _OPCODES.items()}
-_INSTRUCTION = re.compile(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]+\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 _WIDTHS = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "16": 2, "U8": 1, "S8": 1, "8": 1}
-_K_BY_TYPE = {"HMMA": 16, "HGMMA": 16}
+_GLOBAL = ("LD", "LDG", "LDGSTS", "ST", "STG")
+_BY_WIDTH = (*_GLOBAL, "LDS", "STS", "LDSM", "STSM", "LDL", "STL", "LDC")
+_TARGET = re.compile(r"`\((\.L_\w+)\)")
+_LABEL = re.compile(r"\s*(\.L_\w+):")
 
 
 class Instruction(NamedTuple):
@@ -36,6 +41,7 @@ class Instruction(NamedTuple):
 
     name: str
     operands: str
+    predicate: str = ""  # as in "@!P0"
 
     @property
     def base(self) -> str:
@@ -44,6 +50,11 @@ class Instruction(NamedTuple):
     @property
     def pipe(self) -> str:
         return next((pipe for pipe, pattern in _PIPE.items() if pattern.fullmatch(self.base)), "alu")
+
+    @property
+    def of_group(self) -> bool:
+        """Whether four warps multiply matrices together (WGMMA)."""
+        return self.base.endswith("GMMA")
 
     @property
     def width(self) -> int:
@@ -57,14 +68,14 @@ class Instruction(NamedTuple):
     def products(self) -> int:
         """Multiply-adds that a warp's matrix instruction computes; 0 for any other, and where the name does not say.
 
-        Shapes are m x n x k: written as 16816 (m16 n8 k16), 884, or 64x128x16 for the four warps of a group.
+        Shapes are m x n x k: written as 16816 (m16 n8 k16), 884, 8x8x4, or 64x128x16 for the four warps of a group.
         """
         if self.base not in ("HMMA", "IMMA", "DMMA", "HGMMA", "IGMMA", "QGMMA", "QMMA"):
             return 0
         for part in self.name.split(".")[1:]:
             if match := re.fullmatch(r"(\d+)x(\d+)x(\d+)", part):
                 m, n, k = map(int, match.groups())
-                return m * n * k // 4
+                return m * n * k // (4 if self.of_group else 1)
             if match := re.fullmatch(r"(16)(8)(4|8|16|32|64)|(8)(8)(4|8|16|32)", part):
                 m, n, k = map(int, filter(None, match.groups()))
                 return m * n * k
@@ -74,12 +85,13 @@ class Instruction(NamedTuple):
     def shared_bytes(self) -> int:
         """Bytes of shared memory that it reads or writes for a warp.
 
-        A warp-group product reads both factors there, or one, if the other is in registers; each warp a quarter.
+        A warp-group product reads both factors there, or one, if the other is in registers; each warp a quarter. What
+        tcgen05 reads is not in the instruction's name.
         """
         if self.base in ("LDS", "STS", "LDSM", "STSM", "LDGSTS"):
             return 32 * self.width
-        if match := re.search(r"\.(\d+)x(\d+)x(\d+)\.?(F32\.TF32)?", self.name) if self.pipe == "tensor" else None:
-            m, n, k = map(int, match.groups()[:3])
+        if self.of_group and (match := re.search(r"\.(\d+)x(\d+)x(\d+)", self.name)):
+            m, n, k = map(int, match.groups())
             itemsize = 32 // k  # k is 32 bytes of each row
             in_registers = re.match(r"R\w+, R", self.operands)
             return (n + (0 if in_registers else m)) * k * itemsize // 4
@@ -88,15 +100,13 @@ class Instruction(NamedTuple):
     @property
     def global_bytes(self) -> int:
         """Bytes that a warp's threads move between the multiprocessor and the L2 cache, with all of them active."""
-        return 32 * self.width if self.base in ("LD", "LDG", "LDGSTS", "ST", "STG", "LDL", "STL") else 0
+        return 32 * self.width if self.base in (*_GLOBAL, "LDL", "STL") else 0
 
 
 @dataclass
 class Region:
     """Code that is run as often as its loop: all of a kernel outside of loops, or of a loop outside of inner ones."""
 
-    start: int
-    end: int
     instructions: list[Instruction] = field(default_factory=list)
     inner: list[Region] = field(default_factory=list)
 
@@ -105,13 +115,24 @@ class Region:
         return Counter(instruction.pipe for instruction in self.instructions)
 
     @property
-    def products(self) -> int:
-        """Multiply-adds of the matrix instructions of a warp."""
-        return sum(instruction.products for instruction in self.instructions)
+    def accesses(self) -> Counter[str]:
+        """Loads and stores by instruction and width in bits, as in "LDG 128"."""
+        return Counter(f"{each.base} {8 * each.width}" for each in self.instructions if each.base in _BY_WIDTH)
+
+    @property
+    def lane_bytes(self) -> int:
+        """Bytes of global memory that one thread loads and stores."""
+        return sum(each.width for each in self.instructions if each.base in _GLOBAL)
 
     @property
     def has_products(self) -> bool:
         return any(instruction.pipe == "tensor" for instruction in self.instructions)
+
+    @property
+    def waits(self) -> bool:
+        """Whether, as a loop, it only asks again and again whether something has arrived."""
+        asks = any(each.base in ("SYNCS", "UTCATOMSWS", "NANOSLEEP") for each in self.instructions)
+        return asks and not self.inner and not self.lane_bytes and not self.has_products
 
     def nest(self) -> list[Region]:
         """The region and all inside, in the order of the code."""
@@ -132,30 +153,74 @@ def disassemble(cubin: bytes) -> str:
 
 
 def parse(text: str) -> Region:
-    """The code of a kernel, as `disassemble` gives it, by loops: what a branch back spans is one."""
+    """The code of a kernel, as `disassemble` gives it, by loops.
+
+    Code that no branch leads to is left out: the padding at the end, and what is called, which is the slow path of a
+    division. Loops that only wait for a barrier are left out too.
+
+    Raises:
+        ValueError: there is a jump to a computed address, or a loop with two ways in.
+    """
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     for line in text.splitlines():
-        if label := re.match(r"\s*(\.L_\w+):", line):
+        if label := _LABEL.match(line):
             labels[label[1]] = len(instructions)
-        elif instruction := _INSTRUCTION.search(line):
-            never = "@!PT" in line  # a gap that the assembler leaves around warp-group products
-            instructions.append(Instruction("NOP", "") if never else Instruction(*instruction.groups()))
-    spans: dict[int, int] = {}
-    for here, (name, operands) in enumerate(instructions):
-        target = re.search(r"`\((\.L_\w+)\)", operands)
-        if name.startswith("BRA") and target and labels[target[1]] < here:
-            start = labels[target[1]]
-            spans[start] = max(spans.get(start, 0), here)
-    kernel = Region(0, len(instructions) - 1)
-    around = [kernel]
-    starts = sorted(spans)
-    for here, instruction in enumerate(instructions):
-        while here > around[-1].end:
-            around.pop()
-        if starts and starts[0] == here:
-            loop = Region(here, min(spans[starts.pop(0)], around[-1].end))
-            around[-1].inner.append(loop)
-            around.append(loop)
-        around[-1].instructions.append(instruction)
+        elif match := _INSTRUCTION.search(line):
+            predicate, name, operands = match.groups()
+            never = predicate in ("@!PT", "@!UPT")  # a gap that the assembler leaves, as around warp-group products
+            instructions.append(Instruction("NOP", "") if never else Instruction(name, operands, predicate or ""))
+    blocks, successors = _blocks(instructions, labels)
+    loops = natural_loops(successors)
+    regions = {head: Region() for head in sorted(loops)}
+    kernel = Region()
+    for number, block in enumerate(blocks):
+        around = min((head for head in loops if number in loops[head]), key=lambda head: len(loops[head]), default=None)
+        if around is not None:
+            regions[around].instructions += block
+        elif number in _reached(successors):
+            kernel.instructions += block
+    for head, region in regions.items():
+        if region.waits:
+            continue
+        outer = [other for other in loops if other != head and head in loops[other]]
+        parent = regions[min(outer, key=lambda other: len(loops[other]))] if outer else kernel
+        parent.inner.append(region)
     return kernel
+
+
+def _blocks(
+    instructions: list[Instruction], labels: dict[str, int]
+) -> tuple[list[list[Instruction]], list[tuple[int, ...]]]:
+    """Straight pieces of code, and for each the numbers of those that can follow it.
+
+    What is called is a function, or a label inside the kernel: then it is a branch that goes too far for one.
+    """
+    branches = ("BRA", "CALL", "EXIT", "RET", "BRX", "JMX")
+    ends = {here + 1 for here, each in enumerate(instructions) if each.base in branches}
+    starts = sorted({0, *ends, *labels.values()} - {len(instructions)})
+    number = {start: block for block, start in enumerate(starts)}
+    blocks, successors = [], []
+    for start, end in zip(starts, [*starts[1:], len(instructions)], strict=True):
+        blocks.append(instructions[start:end])
+        last = instructions[end - 1]
+        if last.base in ("BRX", "JMX"):
+            raise ValueError(f"the machine code jumps to an address that it computes: {last.name} {last.operands}")
+        target = _TARGET.search(last.operands) if last.base in ("BRA", "CALL") else None
+        leaves = last.base in ("EXIT", "RET") or (target and last.operands.startswith("`"))  # or under a condition
+        leaves = leaves and not last.predicate
+        following = {number[end]} if end in number and not leaves else set()
+        if target and labels[target[1]] in number:
+            following.add(number[labels[target[1]]])
+        successors.append(tuple(sorted(following)))
+    return blocks, successors
+
+
+def _reached(successors: list[tuple[int, ...]]) -> set[int]:
+    """The blocks that can be reached from the first."""
+    reached, new = {0}, [0]
+    while new:
+        after = set(successors[new.pop()]) - reached
+        reached |= after
+        new += after
+    return reached

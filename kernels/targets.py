@@ -17,8 +17,8 @@ class Rates:
         device: the GPU that the numbers are of.
         processors: SMs.
         clock: Hz at which the peak is published.
-        products: multiply-adds of the tensor cores by type of the factors: "16" bits, "tf32", "fp64"; "mma" is the
-            share of them that the instructions for one warp reach, where those for a group of warps reach all.
+        products: multiply-adds of the tensor cores by type of the factors: "16" or "8" bits, "tf32", "fp64"; "mma" is
+            the share of them that the instructions for one warp reach, where those for a group of warps reach all.
         fp32, imad, integer, fp64, special: results (threads' lanes) of float32 and of integer multiply-adds, of other
             integer and logic instructions, of float64, and of conversions and special functions.
         issue, memory: instructions of a warp that are issued, and that go to load/store units.
@@ -28,6 +28,7 @@ class Rates:
         latency: cycles until a load from the GPU's memory arrives, when nothing else is loaded.
         registers, warps, blocks, shared_memory: how much is there for blocks that share an SM; a block also takes
             `shared_reserve` bytes.
+        tensor_memory: columns of the tensor memory (tcgen05) that they share, 0 without one.
     """
 
     device: str
@@ -51,6 +52,7 @@ class Rates:
     shared_bytes: int = 128
     registers: int = 64 * 1024
     shared_reserve: int = 1024
+    tensor_memory: int = 0
 
     @property
     def l2_share(self) -> float:
@@ -84,7 +86,8 @@ _GUIDE = "CUDA C++ Programming Guide: technical specifications and arithmetic th
 _LUO = "Luo et al., Dissecting the NVIDIA Hopper Architecture, arXiv 2501.12084 and 2402.13499: "
 
 _A100 = Rates(
-    "A100-SXM4-80GB", processors=108, clock=1.41e9, products={"16": 1024, "tf32": 512, "fp64": 64, "mma": 1.0},
+    "A100-SXM4-80GB", processors=108, clock=1.41e9,
+    products={"16": 1024, "8": 2048, "tf32": 512, "fp64": 64, "mma": 1.0},
     fp32=64, fp64=32, l2_bytes=5120, dram_bytes=2039e9, latency=466, warps=64, blocks=32, shared_memory=164 * 1024,
     sources=(
         _GUIDE,
@@ -93,12 +96,12 @@ _A100 = Rates(
     ),
 )  # fmt: skip
 _A10 = Rates(
-    "A10", processors=72, clock=1.695e9, products={"16": 512, "tf32": 256, "fp64": 1, "mma": 1.0},
+    "A10", processors=72, clock=1.695e9, products={"16": 512, "8": 1024, "tf32": 256, "fp64": 1, "mma": 1.0},
     fp32=128, fp64=2, l2_bytes=2048, dram_bytes=600e9, latency=466, warps=48, blocks=16, shared_memory=100 * 1024,
     sources=(_GUIDE, "NVIDIA A10 datasheet: peaks, bandwidth", "L2 (32 B/clk for each of 64 slices), latency: assumed"),
 )  # fmt: skip
 _L40S = Rates(
-    "L40S", processors=142, clock=2.52e9, products={"16": 512, "tf32": 256, "fp64": 1, "mma": 1.0},
+    "L40S", processors=142, clock=2.52e9, products={"16": 512, "8": 1024, "tf32": 256, "fp64": 1, "mma": 1.0},
     fp32=128, fp64=2, l2_bytes=1946, dram_bytes=864e9, latency=571, warps=48, blocks=24, shared_memory=100 * 1024,
     sources=(
         _GUIDE,
@@ -108,7 +111,8 @@ _L40S = Rates(
     ),
 )  # fmt: skip
 _H100 = Rates(
-    "H100-SXM5", processors=132, clock=1.83e9, products={"16": 2048, "tf32": 1024, "fp64": 128, "mma": 0.629},
+    "H100-SXM5", processors=132, clock=1.83e9,
+    products={"16": 2048, "8": 4096, "tf32": 1024, "fp64": 128, "mma": 0.629},
     fp32=128, fp64=64, l2_bytes=5120, dram_bytes=3352e9, latency=479, warps=64, blocks=32, shared_memory=228 * 1024,
     sources=(
         _GUIDE,
@@ -117,8 +121,9 @@ _H100 = Rates(
     ),
 )  # fmt: skip
 _B200 = Rates(
-    "B200", processors=148, clock=1.85e9, products={"16": 4096, "tf32": 2048, "fp64": 64, "mma": 0.3},
+    "B200", processors=148, clock=1.85e9, products={"16": 4096, "8": 8192, "tf32": 2048, "fp64": 64, "mma": 0.3},
     fp32=128, fp64=64, l2_bytes=13300, dram_bytes=8000e9, latency=833, warps=64, blocks=32, shared_memory=228 * 1024,
+    tensor_memory=512,
     sources=(
         _GUIDE,
         "NVIDIA HGX B200 and DGX B200 datasheets: peaks, bandwidth",

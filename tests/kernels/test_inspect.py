@@ -15,9 +15,10 @@ import torch
 from kernels import conv
 from kernels.inspect import compiling_for
 from kernels.shape import Window
+from kernels.tuning import Tile, use_tile
 window = Window((3,), (1,), ((1, 1),), (1,))
 x, weight = (torch.empty(s, dtype={dtype}, device="meta") for s in ((8, 64, {length}), (64, 64, 3)))
-with compiling_for("{target}") as kernels:
+with compiling_for("{target}") as kernels, use_tile(Tile(128, 64, 32)):
     conv.forward(x, weight, None, None, window, relu=True)
 (kernel,) = kernels
 print(kernel.name, kernel.block, kernel.registers > 0, kernel.spills, kernel.tensor_cores, kernel.wide)

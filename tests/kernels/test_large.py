@@ -18,10 +18,10 @@ BM = 16
 
 
 @triton.jit
-def _address_kernel(out_ptr, block, size, channels, INDEX: tl.constexpr, BM: tl.constexpr):
+def _address_kernel(out_ptr, block, counts, size, channels, INDEX: tl.constexpr, BM: tl.constexpr):
     """Where the rows of one block are, as the kernels compute it: block and sizes are numbers only."""
     row = (tl.program_id(0) + block).to(INDEX) * BM + tl.arange(0, BM)
-    n, d, h, w = grid.unravel(row, size)
+    n, d, h, w = grid.unravel(row, counts)
     address = grid.offset(n, d, h, w, size) * channels
     tl.store(out_ptr + tl.arange(0, BM), address.to(tl.int64))
 
@@ -36,7 +36,7 @@ def test_addresses_need_64_bits_and_have_them(block, size, channels, device):
     assert expected[-1] >= 2**31 or block * BM * channels < 2**31
     for index in (tl.int64, tl.int32):
         out = torch.zeros(BM, dtype=torch.int64, device=device)
-        backend.launch(_address_kernel, (1,), out, block, size, channels, INDEX=index, BM=BM)
+        backend.launch(_address_kernel, (1,), out, block, grid.divisors(size), size, channels, INDEX=index, BM=BM)
         fits = index == tl.int64 or expected[-1] < 2**31
         assert torch.equal(out.cpu(), expected) == fits
 

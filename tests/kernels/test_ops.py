@@ -274,7 +274,7 @@ def test_changing_the_output_of_a_fused_relu_in_place_is_refused(device):
 def test_float32_precision_follows_torch(device, monkeypatch):
     def precision(axes: int, dtype: torch.dtype) -> str:
         window = Problem((4,) * axes, (1,) * axes).window
-        return conv._arithmetic(window, torch.empty(0, dtype=dtype))["PRECISION"]
+        return conv.gemm.arithmetic(window, torch.empty(0, dtype=dtype))["PRECISION"]
 
     functional.linear(torch.ones(1, 1, device=device), torch.ones(1, 1, device=device))
     monkeypatch.setattr(conv.tuning, "target", lambda: "sm_90")
