@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from kernels.estimate import Estimate
 from kernels.targets import Rates
@@ -120,6 +121,17 @@ class Total:
     of_peak: float | None
     of_bound: float | None
     spilling: int
+
+
+def totals(operations: Sequence[Operation], rates: Rates | None) -> list[tuple[str, str, Total]]:
+    """For each architecture: its name, an operation or "all", and the total of those."""
+    found = []
+    for group, members in groupby(operations, key=lambda each: each.group):
+        own = list(members)
+        names = list(dict.fromkeys(each.operation for each in own))
+        for name in (*names, *(("all",) if len(names) > 1 else ())):
+            found.append((group, name, total([each for each in own if name in ("all", each.operation)], rates)))
+    return found
 
 
 def total(operations: Sequence[Operation], rates: Rates | None) -> Total:

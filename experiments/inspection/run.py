@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from experiments.convolutions import ARCHITECTURES, convolutions_of
-from experiments.inspection.reports import Operation, total
+from experiments.inspection.reports import Operation, totals
 from experiments.inspection.tables import WIDTH, print_details, print_rows, print_sources
 from experiments.inspection.user_kernel import read_call
 from experiments.inspection.work import Job, inspected
@@ -129,5 +129,9 @@ def figures_of(target: str, operations: Sequence[Operation]) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "operations": rows,
-        "total": dataclasses.asdict(total(operations, rates)),
+        "totals": [
+            {"architecture": group, "operation": name} | dataclasses.asdict(sums)
+            for group, name, sums in totals(operations, rates)
+            if group
+        ],
     }

@@ -8,7 +8,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
-from experiments.inspection.reports import Launch, Operation, total
+from experiments.inspection.reports import Launch, Operation, totals
 from kernels import estimate, sass
 from kernels.targets import Rates, Target
 
@@ -107,17 +107,13 @@ def _print_totals(console: Console, operations: Sequence[Operation], rates: Rate
     )  # fmt: skip
     for place, title in enumerate(columns if rates is not None else columns[:4]):
         table.add_column(title, justify="left" if place < 2 else "right")
-    for group, its in groupby(named, key=lambda each: each.group):
-        own = list(its)
-        kinds = list(dict.fromkeys(each.operation for each in own))
-        for kind in (*kinds, *(("all",) if len(kinds) > 1 else ())):
-            sums = total([each for each in own if kind in ("all", each.operation)], rates)
-            cells = [group, kind, str(sums.operations), str(sums.spilling)]
-            if rates is not None:
-                cells += [str(sums.operations - sums.estimated), _time(sums.seconds), _time(sums.bound)]
-                cells += [f"{sums.seconds / sums.bound:.2f}" if sums.bound else "-"]
-                cells += [_percent(sums.of_bound), _percent(sums.of_peak)]
-            table.add_row(*cells)
+    for group, name, sums in totals(named, rates):
+        cells = [group, name, str(sums.operations), str(sums.spilling)]
+        if rates is not None:
+            cells += [str(sums.operations - sums.estimated), _time(sums.seconds), _time(sums.bound)]
+            cells += [f"{sums.seconds / sums.bound:.2f}" if sums.bound else "-"]
+            cells += [_percent(sums.of_bound), _percent(sums.of_peak)]
+        table.add_row(*cells)
     console.print(table)
 
 

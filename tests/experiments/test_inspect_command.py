@@ -66,10 +66,14 @@ def test_layers_of_an_architecture(convnets, tmp_path):
         "--json", "out.json",
     )  # fmt: skip
     assert run.code == 0, run.err
-    rows = [json.loads(Path("out.json").read_text())["operations"][place] for place in (0, 1)]
+    figures = json.loads(Path("out.json").read_text())
+    rows = figures["operations"]
     assert [(row["group"], row["layer"], row["operation"]) for row in rows] == [
         ("lenet", "conv1", "forward"), ("lenet", "conv2", "forward"),
     ]  # fmt: skip
+    (sums,) = figures["totals"]
+    assert sums["architecture"] == "lenet" and sums["estimated"] == 2
+    assert sums["seconds"] == pytest.approx(sum(row["count"] * row["seconds"] for row in rows))
     assert "estimates, not measurements" in run.out
     assert re.search(r"lenet +│ forward +│ +2 │ +0 │ +0 │ ", run.out)  # two layers, none spills, all estimated
 
