@@ -44,7 +44,8 @@ class Compiled:
         tensor_memory: columns of tensor memory (tcgen05) of a block, 512 of which a multiprocessor has.
         wide: whether addresses are computed in 64-bit integers, as they must be in tensors of 2**30 elements.
         tensor_cores: whether the code holds matrix instructions (MMA, WGMMA, tcgen05; MFMA on AMD).
-        tensor_bytes: of the tensors that it is given, each counted once.
+        tensor_bytes: of the tensors that it is given, each counted once, without those that an earlier launch was given
+            too and that L2 still holds: half of it at most.
         target, grid, arguments: what it was compiled for, its programs, and its integers by their names in the IR.
         asm: the kernel in all languages on the way from "ttir" to "cubin" or "amdgcn".
     """
@@ -139,13 +140,18 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
     if backend.INTERPRETING:
         raise RuntimeError("kernels cannot be compiled in a process that interprets them: unset TRITON_INTERPRET")
     compiled: list[Compiled] = []
+    earlier: dict[int, torch.Tensor] = {}
+    rates = TARGETS[target].rates
+    kept = rates.l2_size // 2 if rates else 0
 
     def compile_only(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
         if 0 in grid:
             return
         binary = kernel.warmup(*args, grid=grid, **constants)
-        given = (*args, *constants.values())
-        compiled.append(_read(binary, target, grid, _integers(kernel.arg_names, args), constants, _bytes(given)))
+        given = _tensors((*args, *constants.values()))
+        needed = [_bytes(tensor) for place, tensor in given.items() if place not in earlier or _bytes(tensor) > kept]
+        earlier.update(given)
+        compiled.append(_read(binary, target, grid, _integers(kernel.arg_names, args), constants, sum(needed)))
 
     with (
         mock.patch.object(triton.runtime.driver, "_active", _OfflineDriver(target)),
@@ -166,15 +172,16 @@ def _integers(names: Sequence[str], arguments: Sequence[Any]) -> dict[str, int]:
     return found
 
 
-def _bytes(arguments: Sequence[Any]) -> int:
-    """Bytes of the tensors among the arguments of a launch, each once, and an element that is expanded once."""
+def _tensors(arguments: Sequence[Any]) -> dict[int, torch.Tensor]:
+    """The tensors among the arguments of a launch that have elements, each once."""
     flat = [each for value in arguments for each in (value if isinstance(value, tuple) else (value,))]
-    tensors = {id(value): value for value in flat if isinstance(value, torch.Tensor)}.values()
-    return sum(
-        prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride) * tensor.itemsize
-        for tensor in tensors
-        if tensor.numel()
-    )
+    return {id(value): value for value in flat if isinstance(value, torch.Tensor) and value.numel()}
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor, an element that is expanded counted once."""
+    extents = zip(tensor.shape, tensor.stride(), strict=True)
+    return prod(size for size, stride in extents if stride) * tensor.itemsize
 
 
 def _read(

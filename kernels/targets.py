@@ -23,7 +23,7 @@ class Rates:
             integer and logic instructions, of float64, and of conversions and special functions.
         issue, memory: instructions of a warp that are issued, and that go to load/store units.
         shared_bytes: of shared memory.
-        l2_bytes: read from the L2 cache by all SMs together.
+        l2_size, l2_bytes: of the L2 cache, and what all SMs together read from it.
         dram_bytes: of the GPU's memory, each second.
         latency: cycles until a load from the GPU's memory arrives, when nothing else is loaded.
         registers, warps, blocks, shared_memory: how much is there for blocks that share an SM; a block also takes
@@ -37,6 +37,7 @@ class Rates:
     products: dict[str, float]
     fp32: int
     fp64: float
+    l2_size: int
     l2_bytes: float
     dram_bytes: float
     latency: int
@@ -88,7 +89,8 @@ _LUO = "Luo et al., Dissecting the NVIDIA Hopper Architecture, arXiv 2501.12084 
 _A100 = Rates(
     "A100-SXM4-80GB", processors=108, clock=1.41e9,
     products={"16": 1024, "8": 2048, "tf32": 512, "fp64": 64, "mma": 1.0},
-    fp32=64, fp64=32, l2_bytes=5120, dram_bytes=2039e9, latency=466, warps=64, blocks=32, shared_memory=164 * 1024,
+    fp32=64, fp64=32, l2_size=40 << 20, l2_bytes=5120, dram_bytes=2039e9, latency=466, warps=64, blocks=32,
+    shared_memory=164 * 1024,
     sources=(
         _GUIDE,
         "NVIDIA A100 Tensor Core GPU Architecture whitepaper, table 4 and p. 35: peaks, clock, L2 5120 B/clk",
@@ -97,12 +99,14 @@ _A100 = Rates(
 )  # fmt: skip
 _A10 = Rates(
     "A10", processors=72, clock=1.695e9, products={"16": 512, "8": 1024, "tf32": 256, "fp64": 1, "mma": 1.0},
-    fp32=128, fp64=2, l2_bytes=2048, dram_bytes=600e9, latency=466, warps=48, blocks=16, shared_memory=100 * 1024,
+    fp32=128, fp64=2, l2_size=6 << 20, l2_bytes=2048, dram_bytes=600e9, latency=466, warps=48, blocks=16,
+    shared_memory=100 * 1024,
     sources=(_GUIDE, "NVIDIA A10 datasheet: peaks, bandwidth", "L2 (32 B/clk for each of 64 slices), latency: assumed"),
 )  # fmt: skip
 _L40S = Rates(
     "L40S", processors=142, clock=2.52e9, products={"16": 512, "8": 1024, "tf32": 256, "fp64": 1, "mma": 1.0},
-    fp32=128, fp64=2, l2_bytes=1946, dram_bytes=864e9, latency=571, warps=48, blocks=24, shared_memory=100 * 1024,
+    fp32=128, fp64=2, l2_size=96 << 20, l2_bytes=1946, dram_bytes=864e9, latency=571, warps=48, blocks=24,
+    shared_memory=100 * 1024,
     sources=(
         _GUIDE,
         "NVIDIA L40S datasheet: peaks, bandwidth",
@@ -113,7 +117,8 @@ _L40S = Rates(
 _H100 = Rates(
     "H100-SXM5", processors=132, clock=1.83e9,
     products={"16": 2048, "8": 4096, "tf32": 1024, "fp64": 128, "mma": 0.629},
-    fp32=128, fp64=64, l2_bytes=5120, dram_bytes=3352e9, latency=479, warps=64, blocks=32, shared_memory=228 * 1024,
+    fp32=128, fp64=64, l2_size=50 << 20, l2_bytes=5120, dram_bytes=3352e9, latency=479, warps=64, blocks=32,
+    shared_memory=228 * 1024,
     sources=(
         _GUIDE,
         "NVIDIA H100 Tensor Core GPU Architecture whitepaper, table 3: peaks, clock",
@@ -122,7 +127,8 @@ _H100 = Rates(
 )  # fmt: skip
 _B200 = Rates(
     "B200", processors=148, clock=1.85e9, products={"16": 4096, "8": 8192, "tf32": 2048, "fp64": 64, "mma": 0.3},
-    fp32=128, fp64=64, l2_bytes=13300, dram_bytes=8000e9, latency=833, warps=64, blocks=32, shared_memory=228 * 1024,
+    fp32=128, fp64=64, l2_size=126 << 20, l2_bytes=13300, dram_bytes=8000e9, latency=833, warps=64, blocks=32,
+    shared_memory=228 * 1024,
     tensor_memory=512,
     sources=(
         _GUIDE,

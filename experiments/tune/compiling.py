@@ -143,7 +143,8 @@ def _estimated(job: Job, kernels: Sequence[Compiled]) -> Outcome:
     extra = sum(_seconds(job, kernel, 0, 0)[0] + model.LAUNCH for kernel in rest)
     (seconds, estimate), (cycles, _) = found
     seconds, cycles = seconds + extra, cycles + extra
-    fraction = None if estimate.fraction is None else estimate.fraction * estimate.seconds / seconds
+    whole = sum(kernel.estimate(0, kernel.tensor_bytes).seconds for kernel in rest) + estimate.seconds
+    fraction = None if estimate.fraction is None else estimate.fraction * estimate.seconds / whole
     return Outcome(job.tile, seconds, cycles, fraction, estimate.limit)
 
 
