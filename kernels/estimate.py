@@ -22,8 +22,8 @@ The model, the same for every kernel:
 - **Waves.** Programs go, in the order of their numbers, to the SM with the least to do; the SM that has most to do
   sets the time. A program that returns early costs nothing. How many share an SM follows from registers, warps, shared
   and tensor memory.
-- **Traffic.** No launch is faster than the bytes that it must read and write at least once take in the GPU's memory. What
-  an earlier launch of the same operation left in L2, half of it at most, is read from there.
+- **Traffic.** No launch is faster than the bytes that it must read and write at least once take in the GPU's memory.
+  What an earlier launch of the same operation left in L2, half of it at most, is read from there.
 
 What it cannot see: conflicts of shared-memory banks; sectors of which only a part is used; loads whose lanes are off;
 branches inside a loop, both sides of which count; functions that are called, which are the slow paths of divisions;
