@@ -17,7 +17,7 @@ from kernels.targets import TARGETS
 from kernels.tile import Product, Tile, fault
 
 SIDES = (16, 32, 48, 64, 96, 128, 192, 256)  # m and n
-DEPTHS = (16, 32, 64, 128)  # k
+DEPTHS = (64, 128, 256)  # bytes of a row of k elements; shorter rows waste what is loaded, which no estimate sees
 WARPS = (4, 8)
 STAGES = {"cuda": (2, 3, 4), "hip": (2,)}
 ACCUMULATORS = 200  # registers of a thread, of 255
@@ -75,7 +75,9 @@ def _all(target: str, product: Product) -> Iterator[Tile]:
     columns = product.columns * product.taps if product.is_gradient else product.columns
     depth = product.depth if product.is_gradient else product.depth * product.taps
     sides = [[side for side in SIDES if side < 2 * max(16, extent)] for extent in (product.rows, columns)]
-    depths = [side for side in DEPTHS if side < 2 * max(16, depth)]
+    depths = [side for side in (size // product.itemsize for size in DEPTHS) if side < 2 * max(16, depth)]
+    if not product.is_gradient and heuristics.dividing_block(product.channels, 32) == 16:
+        depths = sorted({16, *depths})  # a step is then one tap
     stages = STAGES[TARGETS[target].backend]
     for m, n, k, warps, stage in itertools.product(*sides, depths, WARPS, stages):
         tile = Tile(m, n, k, warps, stage)

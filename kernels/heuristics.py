@@ -19,18 +19,19 @@ INTERPRETED_CALLS = 2**16  # elements that NumPy goes through while it is called
 # steps and takes fewer registers. Few rows, as of a linear layer, make few programs, which wait least in long steps.
 _FORWARD = [
     Tile(256, 128, 32, 8, 4), Tile(128, 128, 32, 4, 4), Tile(256, 64, 32, 8, 4), Tile(128, 64, 32, 4, 4),
-    Tile(64, 128, 32, 4, 4), Tile(64, 64, 32, 4, 4), Tile(128, 32, 32, 4, 4), Tile(64, 32, 32, 4, 4),
-    Tile(32, 32, 128, 4, 3),
+    Tile(128, 96, 32, 4, 4), Tile(64, 128, 32, 4, 4), Tile(64, 64, 32, 4, 4), Tile(128, 32, 32, 4, 4),
+    Tile(64, 32, 32, 4, 4), Tile(32, 32, 128, 4, 3),
 ]  # fmt: skip
 _GRADIENT = [
     Tile(256, 128, 32, 8, 4), Tile(128, 256, 32, 8, 4), Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 4, 4),
-    Tile(128, 64, 32, 4, 4), Tile(64, 128, 32, 4, 4), Tile(64, 64, 32, 4, 4), Tile(32, 64, 32, 4, 4),
+    Tile(128, 96, 32, 4, 4), Tile(128, 64, 32, 4, 4), Tile(64, 128, 32, 4, 4), Tile(64, 64, 32, 4, 4),
+    Tile(32, 64, 32, 4, 4),
 ]  # fmt: skip
 # Where each element of x or dy, or of the weights that a transpose reads, has an address of its own.
 _FORWARD_OF_ELEMENTS = [
-    Tile(256, 64, 32, 8, 4), Tile(128, 64, 32, 4, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4),
+    Tile(256, 64, 32, 8, 4), Tile(128, 64, 32, 8, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4),
 ]  # fmt: skip
-_TRANSPOSE_TO_ELEMENTS = [Tile(128, 32, 32, 4, 4), Tile(64, 32, 32, 4, 4)]
+_TRANSPOSE_TO_ELEMENTS = [Tile(128, 32, 32, 4, 4), Tile(64, 32, 32, 4, 4), Tile(256, 16, 32, 4, 4)]
 _GRADIENT_OF_ELEMENTS = [
     Tile(128, 128, 32, 8, 4), Tile(128, 64, 32, 4, 4), Tile(64, 64, 32, 4, 4), Tile(32, 64, 32, 4, 4),
 ]  # fmt: skip

@@ -19,8 +19,9 @@ import kernels
 from kernels.heuristics import INTERPRETER
 from kernels.targets import TARGETS
 
-CHOICE = ("conv", "implicit_gemm", "grid", "tile", "candidates", "model")  # modules that a choice depends on
-ESTIMATE = ("estimate", "sass", "trips", "targets")  # and those of an estimate
+# Modules of `kernels` that a choice depends on, and those that an estimate does besides.
+CHOICE = ("conv", "weight_gradient", "implicit_gemm", "grid", "tile", "candidates", "model")
+ESTIMATE = ("estimate", "sass", "trips", "pairing", "flow", "targets")
 
 
 def source_of(target: str, measured: bool) -> dict[str, Any]:
