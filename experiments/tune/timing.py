@@ -19,7 +19,7 @@ from kernels.problem import Problem
 from kernels.tile import Tile
 from kernels.tuning import use_tile
 
-MARGIN = 0.98  # of the heuristic's time, that another tile must stay below: less is noise
+MARGIN = 0.98  # of the heuristic's time, that another tile must stay below to be chosen instead
 ROUNDS = 5
 PRUNED = 4  # candidates that are left after the first round
 MILLISECONDS = 40  # for which a round repeats a call on a GPU; half of that to warm up

@@ -94,6 +94,16 @@ def test_the_best_that_does_not_spill_is_recorded_with_its_source(tune):
     assert any(job.fused for job in StandIn.jobs)
 
 
+def test_the_heuristic_is_kept_where_an_estimate_is_no_clear_gain(tune, monkeypatch):
+    def run(self, jobs):
+        return [Outcome(job.tile, 1.0 if job is jobs[0] else 0.985, 1.0, 0.5) for job in jobs]
+
+    monkeypatch.setattr(StandIn, "run", run)
+    tune(*LAYER, "--operation", "forward")
+    (record,) = table.read(Path("t.json"), "sm_80").records.values()
+    assert record.tile == heuristics.choose("sm_80", record.product)
+
+
 def test_what_is_recorded_is_not_tuned_again_unless_asked(tune):
     assert tune(*LAYER, "--limit", "2").code == 0
     before, StandIn.jobs[:] = records(), []
