@@ -76,8 +76,9 @@ def _all(target: str, product: Product) -> Iterator[Tile]:
     depth = product.depth if product.is_gradient else product.depth * product.taps
     sides = [[side for side in SIDES if side < 2 * max(16, extent)] for extent in (product.rows, columns)]
     depths = [side for side in (size // product.itemsize for size in DEPTHS) if side < 2 * max(16, depth)]
-    if not product.is_gradient and heuristics.dividing_block(product.channels, 32) == 16:
-        depths = sorted({16, *depths})  # a step is then one tap
+    elements = product.channels * product.itemsize % 16 != 0  # have addresses of their own, the fewer the better
+    if not product.is_gradient and (elements or heuristics.dividing_block(product.channels, 32) == 16):
+        depths = sorted({16, *depths})  # else a step is then one tap
     stages = STAGES[TARGETS[target].backend]
     for m, n, k, warps, stage in itertools.product(*sides, depths, WARPS, stages):
         tile = Tile(m, n, k, warps, stage)
