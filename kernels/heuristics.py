@@ -20,20 +20,24 @@ INTERPRETED_CALLS = 2**16  # elements that NumPy goes through while it is called
 _FORWARD = [
     Tile(256, 128, 32, 8, 4), Tile(128, 128, 32, 4, 4), Tile(256, 64, 32, 8, 4), Tile(128, 64, 32, 4, 4),
     Tile(128, 96, 32, 4, 4), Tile(64, 128, 32, 4, 4), Tile(64, 64, 32, 4, 4), Tile(128, 32, 32, 4, 4),
-    Tile(64, 32, 32, 4, 4), Tile(32, 32, 128, 4, 3),
+    Tile(64, 32, 32, 4, 4), Tile(32, 64, 64, 4, 3), Tile(32, 32, 128, 4, 3), Tile(32, 16, 128, 4, 3),
 ]  # fmt: skip
 _GRADIENT = [
     Tile(256, 128, 32, 8, 4), Tile(128, 256, 32, 8, 4), Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 4, 4),
-    Tile(128, 96, 32, 4, 4), Tile(128, 64, 32, 4, 4), Tile(64, 128, 32, 4, 4), Tile(64, 64, 32, 4, 4),
-    Tile(32, 64, 32, 4, 4),
+    Tile(128, 96, 32, 4, 4), Tile(96, 128, 32, 4, 4), Tile(128, 64, 32, 4, 4), Tile(64, 128, 32, 4, 4),
+    Tile(64, 64, 32, 4, 4), Tile(32, 64, 32, 4, 4),
 ]  # fmt: skip
 # Where each element of x or dy, or of the weights that a transpose reads, has an address of its own.
 _FORWARD_OF_ELEMENTS = [
-    Tile(256, 64, 32, 8, 4), Tile(128, 64, 32, 8, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4),
+    Tile(256, 64, 32, 8, 4), Tile(192, 64, 32, 4, 3), Tile(128, 96, 32, 4, 3), Tile(128, 64, 32, 8, 4),
+    Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4),
 ]  # fmt: skip
-_TRANSPOSE_TO_ELEMENTS = [Tile(128, 32, 32, 4, 4), Tile(64, 32, 32, 4, 4), Tile(256, 16, 32, 4, 4)]
+_TRANSPOSE_TO_ELEMENTS = [
+    Tile(128, 32, 32, 4, 4), Tile(64, 32, 32, 4, 4), Tile(256, 16, 32, 4, 4), Tile(64, 16, 32, 4, 4),
+]  # fmt: skip
 _GRADIENT_OF_ELEMENTS = [
     Tile(128, 128, 32, 8, 4), Tile(128, 64, 32, 4, 4), Tile(64, 64, 32, 4, 4), Tile(32, 64, 32, 4, 4),
+    Tile(96, 16, 32, 4, 4),
 ]  # fmt: skip
 UNKNOWN_SHARED_MEMORY = 64 * 1024  # bytes that a block may use on a target that is not known
 PLANAR = 512  # taps; windows of more are of three axes as a rule, whose coordinates take registers, too
@@ -106,7 +110,7 @@ def options(target: str, product: Product) -> list[Tile]:
         tiles = [replace(tile, stages=2) for tile in tiles]
     if target == "sm_100":  # has its sums in a memory of their own, from where they come to the registers at once
         tiles = [replace(t, warps=8 if t.m * t.n >= 8192 else t.warps) for t in tiles if t.m * t.n <= 16384]
-        tiles = [t for t in tiles if not (product.is_gradient and (t.m, t.n, t.warps) == (128, 64, 8))]  # spills
+        tiles = [t for t in tiles if not (product.is_gradient and (t.m, t.n) in ((128, 64), (96, 128)))]  # spill
     most = TARGETS[target].shared_memory if target in TARGETS else UNKNOWN_SHARED_MEMORY
     rates = model.rates_of(target)
     return [tile for tile in dict.fromkeys(tiles) if model.shared_memory(rates, product, tile) <= most]

@@ -80,6 +80,14 @@ def steps(product: Product, tile: Tile) -> float:
     return ceil(count)
 
 
+def most_steps(product: Product, tile: Tile) -> float:
+    """Of the block with most to do: of a transpose's residues one has more taps than others; as of a square window."""
+    if product.operation != "transpose" or product.phases == 1:
+        return steps(product, tile)
+    taps = min(product.taps, ceil((product.taps / product.phases) ** 0.5) ** 2)
+    return taps * product.depth / (tile.k if tile.dot else 1)
+
+
 def resident(rates: Rates, product: Product, tile: Tile) -> int:
     """Blocks that share a multiprocessor, at least one."""
     registers = min(255, 1.5 * accumulators(product, tile) + 50) * 32 * tile.warps
@@ -96,7 +104,8 @@ def seconds(rates: Rates, product: Product, tile: Tile) -> float:
     together = min(most, resident(rates, product, tile))
     step = step_cycles(rates, product, tile)
     step *= starvation(rates, tile.stages, together, step)
-    cycles = most * (steps(product, tile) * step + around) + -(-most // together) * rates.latency
+    run = max(most * steps(product, tile), most_steps(product, tile))
+    cycles = run * step + most * around + -(-most // together) * rates.latency
     if tile.splits > 1:
         elements = product.phases * product.groups * product.rows * product.columns * product.taps
         cycles += LAUNCH * rates.clock + rates.latency + 4 * elements * (tile.splits + 1) / rates.l2_bytes

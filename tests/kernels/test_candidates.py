@@ -58,6 +58,8 @@ def test_the_model_counts_programs_and_steps():
     assert model.programs(product, Tile(128, 64, 32)) == 8 * 2 * 2 and model.steps(product, Tile(128, 64, 32)) == 18
     product = Product("transpose", "float16", 1000, 64, 64, 9, phases=4)
     assert model.programs(product, Tile(128, 64, 32)) == 8 * 4 and model.steps(product, Tile(128, 64, 32)) == 4.5
+    assert model.most_steps(product, Tile(128, 64, 32)) == 8  # four of the nine taps
     product = Product("weight_gradient", "float16", 100, 64, 1000, 9)
+    assert model.most_steps(product, Tile(64, 64, 25)) == model.steps(product, Tile(64, 64, 25))
     tile = Tile(64, 64, 25, splits=4)
     assert model.programs(product, tile) == 2 * 9 * 4 and model.steps(product, tile) == 10
