@@ -18,9 +18,9 @@ INTERPRETED_CALLS = 2**16  # elements that NumPy goes through while it is called
 # Of 16-bit factors, where 16 bytes are of one tap. Steps are short and stages many: this hides the same latency as long
 # steps and takes fewer registers. Few rows, as of a linear layer, make few programs, which wait least in long steps.
 _FORWARD = [
-    Tile(256, 128, 32, 8, 4), Tile(128, 128, 32, 4, 4), Tile(256, 64, 32, 8, 4), Tile(128, 64, 32, 4, 4),
-    Tile(128, 96, 32, 4, 4), Tile(64, 128, 32, 4, 4), Tile(64, 64, 32, 4, 4), Tile(128, 32, 32, 4, 4),
-    Tile(64, 32, 32, 4, 4), Tile(32, 64, 64, 4, 3), Tile(32, 32, 128, 4, 3), Tile(32, 16, 128, 4, 3),
+    Tile(256, 128, 32, 8, 4), Tile(192, 128, 32, 8, 4), Tile(128, 128, 32, 4, 4), Tile(256, 64, 32, 8, 4),
+    Tile(128, 64, 32, 4, 4), Tile(128, 96, 32, 4, 4), Tile(64, 128, 32, 4, 4), Tile(64, 64, 32, 4, 4),
+    Tile(128, 32, 32, 4, 4), Tile(64, 32, 32, 4, 4), Tile(32, 64, 64, 4, 3), Tile(32, 32, 128, 4, 3), Tile(32, 16, 128, 4, 3),
 ]  # fmt: skip
 _GRADIENT = [
     Tile(256, 128, 32, 8, 4), Tile(128, 256, 32, 8, 4), Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 4, 4),
@@ -82,6 +82,7 @@ def _depthwise(target: str, product: Product) -> Tile:
     most, widest = (INTERPRETED_BLOCK, 512) if interpreted else (8192 // product.itemsize, 64)
     if product.is_gradient:
         m = block(product.rows * product.groups, widest)
+        most = most if interpreted or product.itemsize == 2 else 1024  # of 32-bit factors more would be spilled
         k = block(product.depth, most // m) if interpreted else most // m
         programs = -(-product.rows * product.groups // m)
         splits = 1 if interpreted else max(1, min(256 // programs, product.depth // (8 * k)))
@@ -108,6 +109,8 @@ def options(target: str, product: Product) -> list[Tile]:
         tiles = [replace(tile, k=min(tile.k, 16)) for tile in tiles]
     if is_amd(target):
         tiles = [replace(tile, stages=2) for tile in tiles]
+    if product.dtype == "bfloat16" and product.operation == "forward":  # which spills with a residual on sm_90
+        tiles = [tile for tile in tiles if tile.m * tile.n < 32768]
     if target == "sm_100":  # has its sums in a memory of their own, from where they come to the registers at once
         tiles = [replace(t, warps=8 if t.m * t.n >= 8192 else t.warps) for t in tiles if t.m * t.n <= 16384]
         tiles = [t for t in tiles if not (product.is_gradient and (t.m, t.n) in ((128, 64), (96, 128)))]  # spill
@@ -152,7 +155,8 @@ def _usual(product: Product) -> Tile:
     folded = product.depth % k != 0
     narrow = product.operation == "transpose_tiled" or (folded and product.operation == "transpose")
     n = block(product.columns, n // 2 if narrow else n)
-    return Tile(m // 2 if folded else m, n, k, 4 if product.operation == "forward" else 8)
+    m = m // 2 if folded else m
+    return Tile(m, n, k, 4 if product.operation == "forward" or m * n <= 1024 else 8)
 
 
 def dividing_block(channels: int, most: int) -> int | None:
