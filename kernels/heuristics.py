@@ -20,7 +20,8 @@ INTERPRETED_CALLS = 2**16  # elements that NumPy goes through while it is called
 _FORWARD = [
     Tile(256, 128, 32, 8, 4), Tile(192, 128, 32, 8, 4), Tile(128, 128, 32, 4, 4), Tile(256, 64, 32, 8, 4),
     Tile(128, 64, 32, 4, 4), Tile(128, 96, 32, 4, 4), Tile(64, 128, 32, 4, 4), Tile(64, 64, 32, 4, 4),
-    Tile(128, 32, 32, 4, 4), Tile(64, 32, 32, 4, 4), Tile(32, 64, 64, 4, 3), Tile(32, 32, 128, 4, 3), Tile(32, 16, 128, 4, 3),
+    Tile(128, 32, 32, 4, 4), Tile(64, 32, 32, 4, 4), Tile(32, 64, 64, 4, 3), Tile(32, 32, 128, 4, 3),
+    Tile(32, 16, 128, 4, 3),
 ]  # fmt: skip
 _GRADIENT = [
     Tile(256, 128, 32, 8, 4), Tile(128, 256, 32, 8, 4), Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 4, 4),

@@ -103,8 +103,7 @@ def runs(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], No
         yield name, partial(pooling, problem, dtype)
     for name, shape in NORMS.items():
         yield name, partial(normalise, shape, dtype)
-    if dtype != torch.bfloat16:  # which takes the tiles, and the registers, of float16
-        yield from runs_of_tiles(target, dtype)
+    yield from runs_of_tiles(target, dtype)
 
 
 def runs_of_tiles(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
