@@ -85,7 +85,7 @@ def _depthwise(target: str, product: Product) -> Tile:
         m = block(product.rows * product.groups, widest)
         most = most if interpreted or product.itemsize == 2 else 1024  # of 32-bit factors more would be spilled
         k = block(product.depth, most // m) if interpreted else most // m
-        programs = -(-product.rows * product.groups // m)
+        programs = max(1, -(-product.rows * product.groups // m))
         splits = 1 if interpreted else max(1, min(256 // programs, product.depth // (8 * k)))
         return Tile(m, 1, k, splits=splits, dot=False)
     n = block(product.columns * product.groups, widest)
@@ -134,7 +134,7 @@ def splits_of(target: str, product: Product, tile: Tile) -> list[int]:
     if not product.is_gradient:
         return [1]
     rates = model.rates_of(target)
-    programs = model.programs(product, replace(tile, splits=1))
+    programs = max(1, model.programs(product, replace(tile, splits=1)))
     share = 4 * product.phases * product.groups * product.rows * product.columns * product.taps
     most = max(1, min(product.depth // (LEAST_STEPS * tile.k), SHARES // max(1, share)))
     waves = {rates.processors * wave // programs for wave in WAVES}

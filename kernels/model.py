@@ -100,7 +100,7 @@ def seconds(rates: Rates, product: Product, tile: Tile) -> float:
     held, store = accumulators(product, tile), 4 if tile.splits > 1 else product.itemsize
     around = (GRADIENT if product.is_gradient else FORWARD).around + STORE * held
     around = max(around * tile.warps / rates.issue, tile.m * tile.n * store / rates.l2_share)
-    most = -(-programs(product, tile) // rates.processors)
+    most = max(1, -(-programs(product, tile) // rates.processors))  # one also where there is nothing to do
     together = min(most, resident(rates, product, tile))
     step = step_cycles(rates, product, tile)
     step *= starvation(rates, tile.stages, together, step)

@@ -16,16 +16,17 @@ from kernels.problem import OPERATIONS as OPERATIONS_OF_A_LAYER  # noqa: E402
 from kernels.problem import Problem  # noqa: E402
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-EXTENTS = (1, 3, 16, 37, 96, 512, 4096, 100_352)
+EXTENTS = (0, 1, 3, 16, 37, 96, 512, 4096, 100_352)
 TABLES = sorted(path.name for path in (resources.files("kernels") / "tuned").iterdir())
 
 
 @pytest.mark.parametrize("target", ["interpreter", "sm_90", "gfx942"])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_heuristic_gives_legal_tiles(operation, target):
-    for rows, columns, depth, taps in itertools.product(EXTENTS, EXTENTS, EXTENTS, (1, 9, 49)):
-        tile = tuning.heuristic(target, operation, torch.float32, rows, columns, depth, taps)
-        assert not fault(Product(operation, "float32", rows, columns, depth, taps), tile)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_heuristic_gives_legal_tiles(dtype, operation, target):
+    for rows, columns, depth, taps, groups in itertools.product(EXTENTS, EXTENTS, EXTENTS, (1, 49), (1, 8)):
+        tile = tuning.heuristic(target, operation, getattr(torch, dtype), rows, columns, depth, taps, groups)
+        assert not fault(Product(operation, dtype, rows, columns, depth, taps, groups), tile)
 
 
 def test_gpu_steps_are_one_tap_where_a_block_divides_the_channels():
