@@ -29,6 +29,7 @@ import kernels
 from experiments import COMMANDS
 from experiments.checkpoints import check_fits, find_checkpoint, read_checkpoint
 from kernels.backend import INTERPRETING, explain, launch_count
+from kernels.shape import FORMATS
 
 BEST = "hp/best_monitored"  # what the checkpoints are chosen by; TensorBoard lists the hyper-parameters beside it
 
@@ -196,10 +197,9 @@ def pack_weights(model: torch.nn.Module) -> None:
 
     The outputs of a layer follow its weight, so that from the first layer on all maps are channels-last too.
     """
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in model.parameters():
-        if parameter.dim() in formats:
-            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
+        if parameter.dim() in FORMATS:
+            parameter.data = parameter.data.contiguous(memory_format=FORMATS[parameter.dim()])
 
 
 def resume_in_place(trainer: Namespace, checkpoint: Path) -> None:

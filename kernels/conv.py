@@ -71,7 +71,7 @@ def _forward_kernel(
     # where it is one and the inner loop dissolves; None where there is one candidate
     WINDOW: tl.constexpr, POOL: tl.constexpr, MAXOUT: tl.constexpr,  # Windows of three axes, J
     CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, RELU: tl.constexpr,  # C, O after maxout
-    LIVE: tl.constexpr,  # see gemm.multiply_accumulate
+    LIVE: tl.constexpr, TRUST: tl.constexpr,  # see gemm.multiply_accumulate; compute without LIVE, again where it shows
     ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
@@ -93,7 +93,7 @@ def _forward_kernel(
     if CANDIDATES == 1:
         best, _inside = _candidate(
             0, x_ptr, weight_ptr, bias_ptr, group, tile, output_rows, columns, column_valid, x_size, full_size, None,
-            WINDOW, POOL, MAXOUT, CHANNELS, OUTPUTS, LIVE, ACC, PRECISION, INDEX, ROWS, COLUMNS, BK, DOT,
+            WINDOW, POOL, MAXOUT, CHANNELS, OUTPUTS, LIVE, TRUST, ACC, PRECISION, INDEX, ROWS, COLUMNS, BK, DOT,
         )  # fmt: skip
     else:
         for part in tl.static_range(len(ROWS) * len(COLUMNS)):
@@ -104,7 +104,7 @@ def _forward_kernel(
             values, inside = _candidate(
                 candidate, x_ptr, weight_ptr, bias_ptr, group, tile, output_rows, columns, column_valid, x_size,
                 full_size, steps,
-                WINDOW, POOL, MAXOUT, CHANNELS, OUTPUTS, LIVE, ACC, PRECISION, INDEX, ROWS, COLUMNS, BK, DOT,
+                WINDOW, POOL, MAXOUT, CHANNELS, OUTPUTS, LIVE, TRUST, ACC, PRECISION, INDEX, ROWS, COLUMNS, BK, DOT,
             )  # fmt: skip
             best, winners = _better(candidate, values, inside, best, winners, COLUMNS)
 
@@ -130,7 +130,7 @@ def _forward_kernel(
 def _candidate(
     candidate, x_ptr, weight_ptr, bias_ptr, group, tile, output_rows, columns, column_valid, x_size, full_size, steps,
     WINDOW: tl.constexpr, POOL: tl.constexpr, MAXOUT: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
-    LIVE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    LIVE: tl.constexpr, TRUST: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """The product for candidate tap * MAXOUT + channel of a pooling, with bias, and which rows have this candidate."""
@@ -159,11 +159,19 @@ def _candidate(
         output = ((tile * WINDOW.groups + group) * OUTPUTS + columns[j]) * MAXOUT + candidate % MAXOUT
         weight_columns = weight_columns + (weight_ptr + (output.to(INDEX) * (WINDOW.taps * CHANNELS))[None, :],)
         weight_valid = weight_valid + (column_valid[j][None, :],)
+    # What is beside the taps that count has a weight of 0: if it is NaN or infinite, and only then, it would show.
     accs = gemm.multiply_accumulate(
         x_rows, None, weight_columns, origins, x_size, load_valid, weight_valid,
-        WINDOW.kernel, (0, 0, 0), (1, 1, 1), WINDOW.dilation, steps,
-        None, 0, CHANNELS, 1, WINDOW, CHANNELS, ACC, PRECISION, INDEX, ROWS, COLUMNS, BK if DOT else 1, DOT, LIVE,
+        WINDOW.kernel, (0, 0, 0), (1, 1, 1), WINDOW.dilation, steps, None, 0, CHANNELS, 1, WINDOW, CHANNELS, ACC,
+        PRECISION, INDEX, ROWS, COLUMNS, BK if DOT else 1, DOT, None if TRUST else LIVE,
     )  # fmt: skip
+    if TRUST:
+        if gemm.has_nan(accs):
+            accs = gemm.multiply_accumulate(
+                x_rows, None, weight_columns, origins, x_size, load_valid, weight_valid,
+                WINDOW.kernel, (0, 0, 0), (1, 1, 1), WINDOW.dilation, steps, None, 0, CHANNELS, 1, WINDOW, CHANNELS,
+                ACC, PRECISION, INDEX, ROWS, COLUMNS, BK if DOT else 1, DOT, LIVE,
+            )  # fmt: skip
     if bias_ptr is not None:
         sums = ()
         for part in tl.static_range(len(ROWS) * len(COLUMNS)):
@@ -315,7 +323,8 @@ def _forward(
         rows, grid.divisors(counts), tuple(x_last.shape[1:4]), full_size, tuple(y_last.shape[1:4]),
         None if winners is None else cdiv(wide.taps * channels, tile.k if tile.dot else 1),
         WINDOW=wide, POOL=pool.lifted(), MAXOUT=maxout, CHANNELS=channels, OUTPUTS=outputs, RELU=relu,
-        LIVE=live, **gemm.arithmetic(window, x, weight, y), **tile.constants,
+        LIVE=live, TRUST=live is not None and winners is None and tuning.multiplies_from_shared_memory(),
+        **gemm.arithmetic(window, x, weight, y), **tile.constants,
     )  # fmt: skip
     return y.contiguous(memory_format=layout), winners
 

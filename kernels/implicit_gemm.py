@@ -161,6 +161,15 @@ def multiply_accumulate(
 
 
 @device_function
+def has_nan(accs):
+    """Whether a sum over all elements is NaN: so if one is, and perhaps where infinities meet."""
+    total = tl.sum(accs[0])
+    for part in tl.static_range(1, len(accs)):
+        total += tl.sum(accs[part])
+    return total != total
+
+
+@device_function
 def modulo(a, b):
     """a modulo b, >= 0: the remainder of a kernel has the sign of a."""
     return (a % b + b) % b

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -143,6 +143,7 @@ class _Pairing:
 
     def _place(self, region: Region, loop: Loop, plan: _Plan, times: Tensor, entries: Tensor) -> list[Part]:
         """The parts of the region, which runs `times`, and of those inside it."""
+        region = _without_idle(region, plan)
         moved = 0.0
         if not self._copies:
             moved = plan.unroll * sum(each.descriptor_bytes * _per_trip(each, loop) for each in (loop, *plan.dissolved))
@@ -170,7 +171,7 @@ class _Pairing:
             return 0
         own = self._products(region)
         expected = sum(self._computed(each) * _most_per_trip(each, loop) for each in (loop, *plan.dissolved))
-        trip = sum({id(its): self._computed(its) for _, its, _ in plan.inner}.values())
+        trip = sum({id(its): self._computed(its) for _, its, _ in plan.inner if its.trips.any()}.values())
         if own < expected or (own > expected and (not trip or (own - expected) % trip)):
             raise ValueError(
                 f"the machine code multiplies {own} pairs of numbers outside of its inner loops, of which the IR has"
@@ -196,6 +197,12 @@ class _Pairing:
     def _lane_bytes(self, loop: Loop) -> int:
         copied = -(-loop.descriptor_bytes // (32 * self._warps)) if self._copies else 0
         return loop.lane_bytes(self._warps) + copied
+
+
+def _without_idle(region: Region, plan: _Plan) -> Region:
+    """The region without the code that is only run with a loop that no program enters."""
+    idle = [id(each) for part, its, _ in plan.inner if not its.entries.any() for each in part.around]
+    return replace(region, instructions=[each for each in region.instructions if id(each) not in idle])
 
 
 def _assignments(loops: Sequence[Loop], count: int) -> Iterator[tuple[list[Loop], list[Loop]]]:
@@ -244,7 +251,7 @@ def _per_trip(inner: Loop, outer: Loop) -> float:
 
 
 def _most_per_trip(inner: Loop, outer: Loop) -> int:
-    return int((inner.trips // outer.trips.clamp(min=1)).max())
+    return 1 if inner is outer else int((inner.trips // outer.trips.clamp(min=1)).max())
 
 
 def _tcgen05(ir: Loop) -> Tcgen05:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from kernels import conv
-from kernels.shape import Window
+from kernels.shape import FORMATS, Window
 
 OPERATIONS = ("forward", "input_gradient", "weight_gradient")
-FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @dataclass(frozen=True)

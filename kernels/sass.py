@@ -6,6 +6,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -105,10 +106,16 @@ class Instruction(NamedTuple):
 
 @dataclass
 class Region:
-    """Code that is run as often as its loop: all of a kernel outside of loops, or of a loop outside of inner ones."""
+    """Code that is run as often as its loop: all of a kernel outside of loops, or of a loop outside of inner ones.
+
+    Args:
+        around: of a loop directly in the kernel that there is a way past: the code outside of loops that is only run
+            with it.
+    """
 
     instructions: list[Instruction] = field(default_factory=list)
     inner: list[Region] = field(default_factory=list)
+    around: list[Instruction] = field(default_factory=list)
 
     @property
     def pipes(self) -> Counter[str]:
@@ -186,6 +193,9 @@ def parse(text: str) -> Region:
         outer = [other for other in loops if other != head and head in loops[other]]
         parent = regions[min(outer, key=lambda other: len(loops[other]))] if outer else kernel
         parent.inner.append(region)
+        if not outer:
+            only_with = _only_with(head, successors) - set().union(*loops.values())
+            region.around = [each for number in sorted(only_with) for each in blocks[number]]
     return kernel
 
 
@@ -216,11 +226,22 @@ def _blocks(
     return blocks, successors
 
 
-def _reached(successors: list[tuple[int, ...]]) -> set[int]:
-    """The blocks that can be reached from the first."""
-    reached, new = {0}, [0]
+def _reached(successors: Sequence[Iterable[int]], first: Iterable[int] = (0,), without: int = -1) -> set[int]:
+    """The blocks that can be reached from the `first`, not through the one that is named."""
+    reached, new = set(first), list(first)
     while new:
-        after = set(successors[new.pop()]) - reached
+        after = set(successors[new.pop()]) - reached - {without}
         reached |= after
         new += after
     return reached
+
+
+def _only_with(head: int, successors: Sequence[Iterable[int]]) -> set[int]:
+    """The blocks that are on no way from the first to an end past `head`; none where there is no such way."""
+    predecessors: list[list[int]] = [[] for _ in successors]
+    for number, following in enumerate(successors):
+        for after in following:
+            predecessors[after].append(number)
+    ends = [number for number, following in enumerate(successors) if not following]
+    past = _reached(successors, without=head) & _reached(predecessors, ends, without=head)
+    return _reached(successors) - past if past else set()

@@ -2,6 +2,7 @@
 
 Bounds of loops are scalars: arithmetic on the arguments and on the program's number. `count` evaluates that arithmetic
 (Triton's IR, before anything is laid out for a GPU) with tensors of one entry a program, and skips what is not scalar.
+Data are taken to be numbers: what a kernel does only where it finds NaN, it does not do.
 """
 
 from __future__ import annotations
@@ -285,6 +286,8 @@ class _Evaluator:
             return self._axes[rest.split()[0]][0]
         if operation == "tt.get_num_programs":
             return self._one * self._axes[rest.split()[0]][1]
+        if operation == "arith.cmpf" and (same := re.match(r"(?:une|uno), (%\S+), (%\S+)", rest)):
+            return 0 * self._one if same[1] == same[2] else None
         room, _, name = operation.partition(".")
         operands = [self._values.get(operand) for operand in re.findall(r"%[\w.#]+", rest)]
         if room != "arith" or not operands or any(operand is None for operand in operands):

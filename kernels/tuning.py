@@ -16,6 +16,7 @@ import torch
 
 from kernels import backend, heuristics, table
 from kernels.heuristics import INTERPRETED_BLOCK, INTERPRETER
+from kernels.targets import TARGETS
 from kernels.tile import Product, Tile, block, rows_block
 
 SUM_BLOCK = 1024  # elements that a program of the weight gradient's second pass adds up
@@ -143,6 +144,15 @@ def _architecture(device: int) -> str:
 def has_tf32() -> bool:
     """Whether the target can multiply float32 as TF32: NVIDIA's GPUs (which do from sm_80 on) and AMD's gfx942."""
     return target() == "gfx942" or target().startswith("sm_")
+
+
+def multiplies_from_shared_memory() -> bool:
+    """Whether products read their factors there, so that to change what was loaded takes it through registers and back.
+
+    So do those of NVIDIA's GPUs from sm_90 on; the interpreter does as they do.
+    """
+    known = TARGETS.get(target())
+    return target() == INTERPRETER or bool(known and known.rates and known.rates.products["mma"] < 1)
 
 
 def _name(dtype: torch.dtype) -> str:

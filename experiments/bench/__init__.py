@@ -7,8 +7,8 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
+from experiments.arguments import Parser, positive
 from experiments.convolutions import ARCHITECTURES
 
 OPERATIONS = ("forward", "input_gradient", "weight_gradient", "step")
@@ -38,16 +38,8 @@ examples:
 """
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def parser() -> Parser:
-    parser = Parser(
-        "convnets bench", description=DESCRIPTION, epilog=EXAMPLES, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser("bench", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("--architecture", nargs="+", choices=[*ARCHITECTURES, "all"], default=["all"], metavar="NAME",
         help=f"{', '.join(ARCHITECTURES)} or all, which is the default")  # fmt: skip
@@ -67,12 +59,6 @@ def parser() -> Parser:
     add("--csv", type=Path, metavar="FILE", help="write a row for each implementation as soon as it is measured")
     add("--plot", type=Path, metavar="FILE", help="draw the times: .png, .pdf or .svg")
     return parser
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def main(arguments: list[str]) -> int:

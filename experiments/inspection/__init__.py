@@ -6,8 +6,8 @@ import argparse
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
+from experiments.arguments import Parser, natural, positive
 from experiments.convolutions import ARCHITECTURES
 
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx90a", "gfx942")
@@ -43,16 +43,8 @@ of its tl.dot, and of its tensors once.
 """
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def parser() -> Parser:
-    parser = Parser(
-        "convnets inspect", description=DESCRIPTION, epilog=EXAMPLES, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser("inspect", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("--target", choices=TARGETS, required=True, metavar="NAME", help=", ".join(TARGETS))
     add("--operation", type=operations, nargs="+", metavar="NAME", default=[list(OPERATIONS)],
@@ -79,18 +71,6 @@ def parser() -> Parser:
     add("--plot", type=Path, metavar="FILE", help="draw the kernels on the target's roofline: .png, .pdf or .svg")
     add("--logdir", type=Path, metavar="FOLDER", help="the same figure for TensorBoard")
     return parser
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
-    return int(text)
 
 
 def operations(text: str) -> list[str]:

@@ -8,8 +8,8 @@ import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
+from experiments.arguments import Parser, natural, positive
 from experiments.convolutions import ARCHITECTURES
 
 INTERPRETER = "interpreter"
@@ -40,16 +40,8 @@ examples:
 """
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def parser() -> Parser:
-    parser = Parser(
-        "convnets tune", description=DESCRIPTION, epilog=EXAMPLES, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser("tune", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add(
         "--target", nargs="+", metavar="NAME", help="sm_80, sm_90, ... or interpreter; default: the GPU of this machine"
@@ -70,7 +62,7 @@ def parser() -> Parser:
     layer.add_argument("--size", type=positive, nargs="*", metavar="N", help="of the input, up to 3 axes; none: linear")
     layer.add_argument("--kernel_size", type=positive, nargs="+", metavar="N", help="one number, or one an axis")
     for name, text in (("stride", "default: 1"), ("padding", "default: 0"), ("dilation", "default: 1")):
-        layer.add_argument(f"--{name}", type=whole, nargs="+", metavar="N", help=text)
+        layer.add_argument(f"--{name}", type=natural, nargs="+", metavar="N", help=text)
     add("--table", type=Path, metavar="FILE", help="default: kernels/tuned/TARGET.json")
     add("--candidates", type=positive, default=14, metavar="N", help="tiles to try beside the heuristic's; default: 14")
     add(
@@ -80,18 +72,6 @@ def parser() -> Parser:
     add("--again", action="store_true", help="tune what is recorded already, too")
     add("--compare", action="store_true", help="tune nothing: show the heuristic's tiles beside those of the table")
     return parser
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
-    return int(text)
 
 
 def main(arguments: list[str]) -> int:

@@ -63,3 +63,14 @@ def test_agrees_on_many_small_blocks(problem, device):
 def test_agrees_channel_by_channel(problem, device):
     with use_tile(SMALL_DEPTHWISE):
         check(problem, torch.float32, device, relu=True)
+
+
+@pytest.mark.parametrize("problem", [p for p in CONVOLUTIONS if p.values[0].channels == 3 and p.values[0].groups == 1])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_what_is_beside_the_window_does_not_show(problem, value, device):
+    """Lines of few channels are loaded with a neighbour's elements at both ends, whose weight is 0."""
+    x, weight, *_ = (t.float() for t in problem.tensors(device))
+    x[0, -1, 3, 2], x[-1, 0, -4, -5] = value, value
+    y, truth = (each.forward(x, weight, None, None, problem.window, False) for each in (conv, reference))
+    assert truth.isfinite().any() and not truth.isfinite().all()
+    assert torch.equal(y.isnan(), truth.isnan()) and torch.equal(y.isfinite(), truth.isfinite())

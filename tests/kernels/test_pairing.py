@@ -57,6 +57,15 @@ def test_trips_taken_out_to_run_ahead_are_not_counted_twice():
     assert parts[0].mma is not None and parts[0].mma.shared_bytes(UMMA) == 2 * 128 * 32
 
 
+def test_code_that_is_only_run_with_a_loop_that_is_not_entered_does_not_count():
+    ir = loop([1], inner=[loop([5], dots=[DOT]), loop([0], entries=[0], dots=[DOT])])
+    only_with = [LOAD, STORE]
+    code = Region([MMA] * 8 + only_with, [Region([MMA] * 8), Region([MMA] * 8, around=only_with)])
+    kernel, main, idle = pair(code, ir, warps=4)
+    assert kernel.region.instructions == [MMA] * 8
+    assert [part.times.tolist() for part in (kernel, main, idle)] == [[1], [4], [0]]
+
+
 def test_products_that_warps_repeat():
     twice = Dot(64, 64, 16, 1, "16", 2, repeats=2)
     assert times(Region([], [Region([MMA] * 16)]), loop([1], inner=[loop([5], dots=[twice])])) == [[1], [5]]

@@ -62,6 +62,16 @@ def test_a_program_that_returns_before_it_stores_does_nothing():
     assert kernel.trips.tolist() == [1, 0, 0, 0] and kernel.inner[0].trips.tolist() == [16, 0, 0, 0]
 
 
+def test_what_is_done_where_data_are_nan_is_not_done():
+    kernel = loops(
+        "%total = tt.load %p : !tt.ptr<f32>", "%bad = arith.cmpf une, %total, %total : f32",
+        "%y = scf.if %bad -> (tensor<64x16xf32>) {", "scf.for %i = %c0 to %c16 step %c1  : i32 {", "}", "}",
+        "%large = arith.cmpf ogt, %total, %total : f32",
+        "scf.if %large {", "scf.for %i = %c0 to %c16 step %c1  : i32 {", "}", "}",
+    )  # fmt: skip
+    assert [loop.trips.tolist()[0] for loop in kernel.inner] == [0, 16]
+
+
 def test_how_a_reduction_combines_two_is_no_end_of_a_loop():
     kernel = loops(
         "scf.for %i = %c0 to %c16 step %c1  : i32 {", '%s = "tt.reduce"(%x) <{axis = 1 : i32}> ({',
