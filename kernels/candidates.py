@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from kernels import heuristics, model
+from kernels import boxes, heuristics, model
 from kernels.heuristics import INTERPRETED_BLOCK, INTERPRETER, splits_of
 from kernels.targets import TARGETS
 from kernels.tile import Product, Tile, fault
@@ -25,10 +25,11 @@ DEPTHWISE_SIDES = (16, 32, 64, 128)  # channels of all groups
 DEPTHWISE_BLOCKS = (1024, 2048, 4096, 8192)  # elements
 INTERPRETED_SIDES = tuple(2**exponent for exponent in range(4, 10))  # n and k; m is as large as can be
 ALIKE = 4  # candidates of the same m and n
+BOXED = 3  # of the first that can be, also with boxes
 
 
 def candidates(target: str, product: Product, most: int) -> list[Tile]:
-    """The heuristic's tile, then up to `most` others that may be better, in a fixed order.
+    """The heuristic's tile, then up to `most` others that may be better, in a fixed order; then the first with boxes.
 
     Raises:
         ValueError: for a target that is not known.
@@ -42,7 +43,16 @@ def candidates(target: str, product: Product, most: int) -> list[Tile]:
     rates = model.rates_of(target)
     legal = {tile for tile in _all(target, product) if not fault(product, tile) and fits(target, product, tile)}
     ranked = sorted(legal - {usual}, key=lambda tile: (model.seconds(rates, product, tile), order(product, tile)))
-    return [usual, *_diverse(ranked, most)]
+    chosen = [usual, *_diverse(ranked, most)]
+    return chosen + with_boxes(target, product, chosen)[:BOXED]
+
+
+def with_boxes(target: str, product: Product, tiles: Sequence[Tile]) -> list[Tile]:
+    """The tiles that may load by TMA on the target, with boxes; whether the window lets them, a launch sees."""
+    if not boxes.has_tma(target):
+        return []
+    twins = [replace(tile, boxes=True) for tile in tiles if not tile.boxes and not product.folds(tile)]
+    return [twin for twin in twins if twin.k * product.itemsize <= boxes.LONGEST and not fault(product, twin)]
 
 
 def fits(target: str, product: Product, tile: Tile) -> bool:
@@ -54,7 +64,8 @@ def fits(target: str, product: Product, tile: Tile) -> bool:
 
 def order(product: Product, tile: Tile) -> tuple[int, ...]:
     """Which of two equals comes first: what takes less of the GPU."""
-    return ((tile.m + tile.n) * tile.k * tile.stages, tile.warps, tile.m, tile.n, tile.k, tile.stages, tile.splits)
+    size = (tile.m + tile.n) * tile.k * tile.stages
+    return size, tile.warps, tile.m, tile.n, tile.k, tile.stages, tile.splits, tile.boxes
 
 
 def _diverse(ranked: list[Tile], most: int) -> list[Tile]:

@@ -26,7 +26,8 @@ the weight gradient. Nothing is added atomically: results are deterministic.
 
 Where 16 bytes of the input cross from one tap to the next, as with three colours, a line of the window is taken for
 what it is in memory: neighbouring elements, which are loaded together (Window.over_elements). Coordinates are found
-without dividing (grid.divisors), and compared once, as unsigned numbers, with both ends of an axis.
+without dividing (grid.divisors), and compared once, as unsigned numbers, with both ends of an axis. Where a GPU copies
+boxes of the grid by itself, rows can be one, and no thread computes addresses (kernels/boxes.py).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import backend, grid, tuning
+from kernels import backend, boxes, grid, tuning
 from kernels import implicit_gemm as gemm
 from kernels.shape import (
     AXES,
@@ -62,16 +63,19 @@ class Cost(NamedTuple):
     bytes: int
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["batch", "steps"])
 def _forward_kernel(
-    x_ptr, weight_ptr, bias_ptr, residual_ptr,  # [N, D, H, W, G*C], [T*G*O*J, taps, C], [T*G*O*J] and as y, or None
+    x_ptr, x_box, weight_ptr,  # [N, D, H, W, G*C], the same as TMA takes it or None, [T*G*O*J, taps, C]
+    bias_ptr, residual_ptr,  # [T*G*O*J] and as y, or None
     y_ptr, winner_ptr,  # [N, P, Q, R, G*O], the same or None
-    rows, counts, x_size, full_size, y_size,  # of a tile, its divisors; (D, H, W), (P, Q, R) before and after pooling
+    batch, rows, counts,  # N; of a tile, its divisors
+    x_size, full_size, y_size,  # (D, H, W), (P, Q, R) before and after pooling
     steps,  # of a product inside the loop over candidates: not known when compiled, as Triton 3.9 can fail on sm_100
     # where it is one and the inner loop dissolves; None where there is one candidate
     WINDOW: tl.constexpr, POOL: tl.constexpr, MAXOUT: tl.constexpr,  # Windows of three axes, J
     CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, RELU: tl.constexpr,  # C, O after maxout
     LIVE: tl.constexpr, TRUST: tl.constexpr,  # see gemm.multiply_accumulate; compute without LIVE, again where it shows
+    BOX: tl.constexpr,  # extents (4) of the rows of a block, see kernels/boxes.py, or None
     ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
@@ -82,9 +86,13 @@ def _forward_kernel(
     tile = block // blocks
     residue = gemm.residue(tile, WINDOW.tile)
     output_rows = ()
+    corner = None
     for i in tl.static_range(len(ROWS)):
         row = ((block % blocks).to(INDEX) * BM + i * ROWS[0] + tl.arange(0, ROWS[i]))[:, None]
-        n, _, position, valid = gemm.positions(row, rows, residue, counts, y_size, WINDOW.tile)
+        if BOX is None:
+            n, _, position, valid = gemm.positions(row, rows, residue, counts, y_size, WINDOW.tile)
+        else:
+            corner, n, position, valid = boxes.locate((block % blocks).to(INDEX), batch, counts, y_size, BOX)
         output_rows = output_rows + ((row, n, position, valid),)
 
     # Accumulate over taps and input channels, for each candidate of the pooling; keep the largest.
@@ -92,7 +100,8 @@ def _forward_kernel(
     best, winners = (), ()
     if CANDIDATES == 1:
         best, _inside = _candidate(
-            0, x_ptr, weight_ptr, bias_ptr, group, tile, output_rows, columns, column_valid, x_size, full_size, None,
+            0, x_ptr, x_box, corner, weight_ptr, bias_ptr, group, tile, output_rows, columns, column_valid,
+            x_size, full_size, None,
             WINDOW, POOL, MAXOUT, CHANNELS, OUTPUTS, LIVE, TRUST, ACC, PRECISION, INDEX, ROWS, COLUMNS, BK, DOT,
         )  # fmt: skip
     else:
@@ -102,8 +111,8 @@ def _forward_kernel(
             winners = winners + (tl.full(shape, -1, tl.int32),)
         for candidate in range(CANDIDATES):
             values, inside = _candidate(
-                candidate, x_ptr, weight_ptr, bias_ptr, group, tile, output_rows, columns, column_valid, x_size,
-                full_size, steps,
+                candidate, x_ptr, None, None, weight_ptr, bias_ptr, group, tile, output_rows, columns, column_valid,
+                x_size, full_size, steps,
                 WINDOW, POOL, MAXOUT, CHANNELS, OUTPUTS, LIVE, TRUST, ACC, PRECISION, INDEX, ROWS, COLUMNS, BK, DOT,
             )  # fmt: skip
             best, winners = _better(candidate, values, inside, best, winners, COLUMNS)
@@ -112,7 +121,7 @@ def _forward_kernel(
     for part in tl.static_range(len(ROWS) * len(COLUMNS)):
         row, n, (p, q, r), valid = output_rows[part // len(COLUMNS)]
         column = columns[part % len(COLUMNS)]
-        position = row if WINDOW.tiles == 1 else grid.offset(n, p, q, r, y_size)
+        position = row if WINDOW.tiles == 1 and BOX is None else grid.offset(n, p, q, r, y_size)
         element = position * (WINDOW.groups * OUTPUTS) + (group * OUTPUTS + column)[None, :]
         mask = valid & column_valid[part % len(COLUMNS)][None, :]
         y = best[part]
@@ -128,7 +137,8 @@ def _forward_kernel(
 
 @backend.device_function
 def _candidate(
-    candidate, x_ptr, weight_ptr, bias_ptr, group, tile, output_rows, columns, column_valid, x_size, full_size, steps,
+    candidate, x_ptr, x_box, corner, weight_ptr, bias_ptr, group, tile, output_rows, columns, column_valid,
+    x_size, full_size, steps,
     WINDOW: tl.constexpr, POOL: tl.constexpr, MAXOUT: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
     LIVE: tl.constexpr, TRUST: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
@@ -159,11 +169,14 @@ def _candidate(
         output = ((tile * WINDOW.groups + group) * OUTPUTS + columns[j]) * MAXOUT + candidate % MAXOUT
         weight_columns = weight_columns + (weight_ptr + (output.to(INDEX) * (WINDOW.taps * CHANNELS))[None, :],)
         weight_valid = weight_valid + (column_valid[j][None, :],)
+    if corner is not None:
+        n, p, q, r = corner
+        corner = (n, p - WINDOW.padding[0][0], q - WINDOW.padding[1][0], r - WINDOW.padding[2][0], group * CHANNELS)
     # What is beside the taps that count has a weight of 0: if it is NaN or infinite, and only then, it would show.
     accs = gemm.multiply_accumulate(
         x_rows, None, weight_columns, origins, x_size, load_valid, weight_valid,
         WINDOW.kernel, (0, 0, 0), (1, 1, 1), WINDOW.dilation, steps, None, 0, CHANNELS, 1, WINDOW, CHANNELS, ACC,
-        PRECISION, INDEX, ROWS, COLUMNS, BK if DOT else 1, DOT, None if TRUST else LIVE,
+        PRECISION, INDEX, ROWS, COLUMNS, BK if DOT else 1, DOT, None if TRUST else LIVE, x_box, corner,
     )  # fmt: skip
     if TRUST:
         if gemm.has_nan(accs):
@@ -208,12 +221,15 @@ def _phase(number, AXIS: tl.constexpr, WINDOW: tl.constexpr):
     return residue, first, taps, (position - first * WINDOW.dilation[AXIS]) // WINDOW.stride[AXIS]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def _transpose_kernel(
-    dy_ptr, y_ptr, weight_ptr, bias_ptr,  # [N, P, Q, R, G*O], the same or None, [T*G*O, taps, C], [G*C] or None
+    dy_ptr, dy_box, y_ptr,  # [N, P, Q, R, G*O], the same as TMA takes it or None, as dy or None
+    weight_ptr, bias_ptr,  # [T*G*O, taps, C], [G*C] or None
     dx_ptr,  # [N, D, H, W, G*C]
-    rows, counts, x_size, y_size,  # of a phase, its divisors; (D, H, W), (P, Q, R)
+    batch, rows, counts,  # N; of a phase, its divisors
+    x_size, y_size,  # (D, H, W), (P, Q, R)
     WINDOW: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, RELU: tl.constexpr,  # a Window, C, O
+    BOX: tl.constexpr,  # as in the forward kernel
     ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
@@ -227,9 +243,15 @@ def _transpose_kernel(
     w, first_w, taps_w, r = _phase(phase[2], 2, WINDOW)
     channel = group * OUTPUTS if DOT else (group * OUTPUTS)[None, :]
     input_rows, dy_rows, y_rows, origins, load_valid = (), (), (), (), ()
+    corner = None
     for i in tl.static_range(len(ROWS)):
         row = ((block % blocks).to(INDEX) * BM + i * ROWS[0] + tl.arange(0, ROWS[i]))[:, None]
-        n, u, position, valid = gemm.positions(row, rows, (d, h, w), counts, x_size, WINDOW.period)
+        if BOX is None:
+            n, u, position, valid = gemm.positions(row, rows, (d, h, w), counts, x_size, WINDOW.period)
+        else:
+            first, n, position, valid = boxes.locate((block % blocks).to(INDEX), batch, counts, x_size, BOX)
+            corner = (first[0], p + first[1], q + first[2], r + first[3], channel)
+            u = position
         origin = (p + u[0] * WINDOW.tile[0], q + u[1] * WINDOW.tile[1], r + u[2] * WINDOW.tile[2])
         dy_row = grid.offset(n, origin[0], origin[1], origin[2], y_size) * (WINDOW.groups * OUTPUTS) + channel
         input_rows = input_rows + ((row, n, position, valid),)
@@ -250,7 +272,7 @@ def _transpose_kernel(
         (taps_d, taps_h, taps_w), (first_d, first_h, first_w), WINDOW.every, WINDOW.back, None,
         None if WINDOW.tiles == 1 else (p, q, r), WINDOW.groups * OUTPUTS * WINDOW.taps * CHANNELS,
         CHANNELS, WINDOW.taps * CHANNELS, WINDOW, OUTPUTS, ACC, PRECISION, INDEX, ROWS, COLUMNS,
-        BK if DOT else 1, DOT,
+        BK if DOT else 1, DOT, None, dy_box, corner,
     )  # fmt: skip
 
     # Epilogue: bias, ReLU; then store.
@@ -263,7 +285,8 @@ def _transpose_kernel(
             dx += tl.load(bias_ptr + column, mask=column_mask, other=0.0).to(ACC)[None, :]
         if RELU:
             dx = tl.where(dx < 0, 0.0, dx)
-        position = grid.offset(n, at[0], at[1], at[2], x_size) if WINDOW.strided or WINDOW.tiles > 1 else row
+        numbered = BOX is None and not WINDOW.strided and WINDOW.tiles == 1
+        position = row if numbered else grid.offset(n, at[0], at[1], at[2], x_size)
         element = position * (WINDOW.groups * CHANNELS) + column[None, :]
         tl.store(dx_ptr + element, dx.to(dx_ptr.dtype.element_ty), mask=valid & column_mask[None, :])
 
@@ -315,16 +338,22 @@ def _forward(
         "forward" if winners is None else "forward_max", x.dtype, rows, outputs, channels, wide.taps, window.groups,
         wide.tiles,
     )  # fmt: skip
+    alone = live is None and winners is None
+    boxed = boxes.boxes(tile, wide, x_last, y_last.shape[1:4], alone) if tile.boxes else None
+    if boxed is not None:
+        rows, counts = boxed.count * tile.m, boxed.counts
+    else:
+        counts = grid.divisors(counts)
     backend.launch(
         _forward_kernel, (wide.tiles * cdiv(rows, tile.m) * tile.blocks(outputs, window.groups),),
-        x_last, weight_last, None if bias is None else bias.contiguous(),
+        x_last, boxed and boxed.descriptor, weight_last, None if bias is None else bias.contiguous(),
         None if residual is None else channels_last(residual),
         y_last, None if winners is None else channels_last(winners),
-        rows, grid.divisors(counts), tuple(x_last.shape[1:4]), full_size, tuple(y_last.shape[1:4]),
+        x.shape[0], rows, counts, tuple(x_last.shape[1:4]), full_size, tuple(y_last.shape[1:4]),
         None if winners is None else cdiv(wide.taps * channels, tile.k if tile.dot else 1),
         WINDOW=wide, POOL=pool.lifted(), MAXOUT=maxout, CHANNELS=channels, OUTPUTS=outputs, RELU=relu,
         LIVE=live, TRUST=live is not None and winners is None and tuning.multiplies_from_shared_memory(),
-        **gemm.arithmetic(window, x, weight, y), **tile.constants,
+        BOX=boxed and boxed.extents, **gemm.arithmetic(window, x, weight, y), **tile.constants,
     )  # fmt: skip
     return y.contiguous(memory_format=layout), winners
 
@@ -347,12 +376,17 @@ def transpose(
     operation = "transpose" if wide.tiles == 1 else "transpose_tiled"
     phases = prod(wide.period)
     tile = tuning.tile(operation, dy.dtype, rows, channels, outputs, window.taps, window.groups, phases)
+    boxed = boxes.boxes(tile, wide, dy_last, dx_last.shape[1:4], y is None) if tile.boxes else None
+    if boxed is not None:
+        rows, counts = boxed.count * tile.m, boxed.counts
+    else:
+        counts = grid.divisors(counts)
     backend.launch(
         _transpose_kernel, (phases * cdiv(rows, tile.m) * tile.blocks(channels, window.groups),),
-        dy_last, None if y is None else channels_last(y), weight_last,
+        dy_last, boxed and boxed.descriptor, None if y is None else channels_last(y), weight_last,
         None if bias is None else bias.contiguous(), dx_last,
-        rows, grid.divisors(counts), tuple(dx_last.shape[1:4]), tuple(dy_last.shape[1:4]),
-        WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, RELU=relu,
+        dy.shape[0], rows, counts, tuple(dx_last.shape[1:4]), tuple(dy_last.shape[1:4]),
+        WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, RELU=relu, BOX=boxed and boxed.extents,
         **gemm.arithmetic(window, dy, weight, dx), **tile.constants,
     )  # fmt: skip
     return dx.contiguous(memory_format=memory_format(dy, weight))

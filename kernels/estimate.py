@@ -19,6 +19,7 @@ The model, the same for every kernel:
   first trips'; the last trips, counted in full, load nothing.
 - **Fill.** Each time that a loop of products is entered, or once for a kernel without, a load's latency passes with
   nothing to compute. Blocks that share an SM start together and wait together, so that a wave of them waits once.
+- **Data** are taken to be numbers: what a kernel does only where it finds NaN takes no time.
 - **Waves.** Programs go, in the order of their numbers, to the SM with the least to do; the SM that has most to do
   sets the time. A program that returns early costs nothing. How many share an SM follows from registers, warps, shared
   and tensor memory.

@@ -19,26 +19,29 @@ INTERPRETED_CALLS = 2**16  # elements that NumPy goes through while it is called
 # steps and takes fewer registers. Few rows, as of a linear layer, make few programs, which wait least in long steps.
 _FORWARD = [
     Tile(256, 128, 32, 8, 4), Tile(192, 128, 32, 8, 4), Tile(128, 128, 32, 4, 4), Tile(256, 64, 32, 8, 4),
-    Tile(128, 64, 32, 4, 4), Tile(128, 96, 32, 4, 4), Tile(64, 128, 32, 4, 4), Tile(64, 64, 32, 4, 4),
-    Tile(128, 32, 32, 4, 4), Tile(64, 32, 32, 4, 4), Tile(32, 64, 64, 4, 3), Tile(32, 32, 128, 4, 3),
-    Tile(32, 16, 128, 4, 3),
+    Tile(192, 96, 32, 8, 4), Tile(96, 128, 32, 4, 4), Tile(128, 64, 32, 4, 4),
+    Tile(128, 96, 32, 4, 4), Tile(64, 128, 32, 4, 4), Tile(48, 128, 32, 4, 4), Tile(64, 64, 32, 4, 4),
+    Tile(192, 32, 32, 4, 4), Tile(128, 32, 32, 4, 4), Tile(64, 32, 64, 4, 4), Tile(64, 32, 32, 4, 4),
+    Tile(64, 16, 64, 4, 4), Tile(32, 64, 64, 4, 3), Tile(32, 32, 128, 4, 3), Tile(32, 16, 128, 4, 3),
+    Tile(16, 16, 128, 4, 4),
 ]  # fmt: skip
 _GRADIENT = [
     Tile(256, 128, 32, 8, 4), Tile(128, 256, 32, 8, 4), Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 4, 4),
     Tile(128, 96, 32, 4, 4), Tile(96, 128, 32, 4, 4), Tile(128, 64, 32, 4, 4), Tile(64, 128, 32, 4, 4),
-    Tile(64, 64, 32, 4, 4), Tile(32, 64, 32, 4, 4),
+    Tile(192, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4), Tile(32, 64, 32, 4, 4), Tile(32, 32, 64, 4, 4),
+    Tile(32, 16, 128, 4, 4),
 ]  # fmt: skip
 # Where each element of x or dy, or of the weights that a transpose reads, has an address of its own.
 _FORWARD_OF_ELEMENTS = [
-    Tile(256, 64, 32, 8, 4), Tile(128, 96, 32, 4, 3), Tile(128, 64, 32, 8, 4), Tile(64, 64, 32, 4, 4),
-    Tile(64, 32, 32, 4, 4),
+    Tile(256, 64, 16, 8, 3), Tile(128, 96, 32, 4, 3), Tile(128, 64, 32, 8, 4),
+    Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4), Tile(256, 16, 32, 4, 4), Tile(16, 16, 64, 4, 4),
 ]  # fmt: skip
 _TRANSPOSE_TO_ELEMENTS = [
     Tile(128, 32, 32, 4, 4), Tile(64, 32, 32, 4, 4), Tile(256, 16, 32, 4, 4), Tile(64, 16, 32, 4, 4),
 ]  # fmt: skip
 _GRADIENT_OF_ELEMENTS = [
     Tile(128, 128, 32, 8, 4), Tile(128, 64, 32, 4, 4), Tile(64, 64, 32, 4, 4), Tile(32, 64, 32, 4, 4),
-    Tile(96, 16, 32, 4, 4),
+    Tile(96, 16, 32, 4, 4), Tile(64, 32, 64, 4, 3), Tile(16, 16, 128, 4, 4),
 ]  # fmt: skip
 UNKNOWN_SHARED_MEMORY = 64 * 1024  # bytes that a block may use on a target that is not known
 PLANAR = 512  # taps; windows of more are of three axes as a rule, whose coordinates take registers, too

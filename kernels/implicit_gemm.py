@@ -92,6 +92,7 @@ def multiply_accumulate(
     WINDOW: tl.constexpr, CHANNELS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
     LIVE: tl.constexpr = None,  # first and end of the taps on the last axis that count, or None for all
+    x_box=None, corner=None,  # x as TMA takes it, the first row's n and coordinates of tap 0 and the first channel
 ):  # fmt: skip
     """(rows under the window) @ (weight columns), [BM, BN]: the product that convolution and its transpose share.
 
@@ -136,14 +137,22 @@ def multiply_accumulate(
         shift = ((d * size[1] + h) * size[2] + w) * (WINDOW.groups * CHANNELS) + channel
         sums = ()
         for i in tl.static_range(len(ROWS)):
-            mask = grid.within(last[i] + w, size[2]) if PUT_OFF else row_valid[i]
-            if FOLDED:
-                mask = mask & in_window
-            if not PUT_OFF:
-                mask = grid.inside(mask, last[i], w, size[2], WINDOW.edges[2])
-            mask = grid.inside(mask, origins[i][0], d, size[0], WINDOW.edges[0])
-            mask = grid.inside(mask, origins[i][1], h, size[1], WINDOW.edges[1])
-            x = tl.load(x_rows[i] + shift, mask=mask, other=0.0)  # [BM, BK], or [BM, BN] for one channel each
+            if x_box is None:
+                mask = grid.within(last[i] + w, size[2]) if PUT_OFF else row_valid[i]
+                if FOLDED:
+                    mask = mask & in_window
+                if not PUT_OFF:
+                    mask = grid.inside(mask, last[i], w, size[2], WINDOW.edges[2])
+                mask = grid.inside(mask, origins[i][0], d, size[0], WINDOW.edges[0])
+                mask = grid.inside(mask, origins[i][1], h, size[1], WINDOW.edges[1])
+                x = tl.load(x_rows[i] + shift, mask=mask, other=0.0)  # [BM, BK], or [BM, BN] for one channel each
+            else:
+                n, at_d, at_h, at_w, first_channel = corner
+                at_channel = first_channel + block * BK % CHANNELS
+                x = x_box.load(
+                    [n, (at_d + d).to(tl.int32), (at_h + h).to(tl.int32), (at_w + w).to(tl.int32), at_channel]
+                )
+                x = tl.reshape(x, (ROWS[i], BK))
             if y_rows is not None:
                 y = tl.load(y_rows[i] + shift, mask=mask, other=0.0)
                 x = tl.where(y <= 0, 0.0, x)

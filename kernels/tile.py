@@ -17,6 +17,7 @@ class Tile:
     Args:
         warps, stages: warps of a program and depth of its software pipeline; the interpreter ignores both.
         splits: programs that share the reduced axis (weight gradient), or the positions (batch norm).
+        boxes: load the input by TMA where that can be, see kernels/boxes.py.
         dot: multiply matrices. Without, as for depthwise convolution, the channels of a block are each multiplied by a
             weight of their own: k (in the weight gradient n) is 1 whatever it says, and n (m) counts all groups.
     """
@@ -28,6 +29,7 @@ class Tile:
     stages: int = 3
     splits: int = 1
     dot: bool = True
+    boxes: bool = False
 
     @functools.cached_property
     def constants(self) -> dict[str, object]:
@@ -43,7 +45,7 @@ class Tile:
         return -(-channels // block) * groups if self.dot else -(-channels * groups // block)
 
     def __str__(self) -> str:
-        extra = f", {self.splits} splits" if self.splits > 1 else ""
+        extra = f", {self.splits} splits" if self.splits > 1 else ", boxes" if self.boxes else ""
         return f"{self.m}x{self.n}x{self.k}, {self.warps} warps, {self.stages} stages{extra}"
 
 
@@ -128,6 +130,8 @@ def fault(product: Product, tile: Tile) -> str:
         return f"stages must be 1 to 8, got {tile.stages}"
     if tile.splits < 1 or (tile.splits > 1 and not product.is_gradient):
         return f"splits must be 1, or more in the weight gradient, got {tile.splits}"
+    if tile.boxes and (len(parts(tile.m)) > 1 or product.is_gradient or product.phases > 1 or not tile.dot):
+        return "boxes must be false but for a forward pass or a transpose of one phase, whose m is a power of two"
     if tile.dot == product.depthwise:
         return f"dot must be {not product.depthwise} for groups of this kind, got {tile.dot}"
     return ""

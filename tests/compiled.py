@@ -3,9 +3,9 @@
     python -m tests.compiled [target ...]
 
 Fails where a register is spilled, where shared memory exceeds the target's, where an address is computed in 64 bits for
-tensors that do not need it, and where a matrix product does not run on tensor cores (in float32: does, though torch's
-setting says IEEE, or does not, though it says TF32). Interpreting and compiling do not mix in one process, so pytest
-does not run this.
+tensors that do not need it, where TMA is asked for and does not load, and where a matrix product does not run on tensor
+cores (in float32: does, though torch's setting says IEEE, or does not, though it says TF32). Interpreting and compiling
+do not mix in one process, so pytest does not run this.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from kernels import conv, heuristics, norm, pool, tuning  # noqa: E402
+from kernels import boxes, conv, heuristics, norm, pool, tuning  # noqa: E402
 from kernels.inspect import Compiled, compiling_for  # noqa: E402
 from kernels.shape import POINT  # noqa: E402
 from kernels.targets import TARGETS  # noqa: E402
@@ -49,6 +49,8 @@ POOLINGS = {
     "small": Pooling((4, 4), (2, 2), batch=1, channels=1),
 }
 NORMS = {"normal": (32, 64, 28, 28), "one position": (1, 1)}
+BOXED = ("3x3", "grouped", "3-d")
+BOXED_TILES = (Tile(128, 128, 64, 8, 3, boxes=True), Tile(64, 64, 64, 4, 4, boxes=True))
 POOLED = ("3x3", "stem", "grouped", "depthwise")
 EXTENTS = (128, 64, 48, 32, 16, 3, 1)  # of channels, for the tiles that are chosen for them
 
@@ -77,6 +79,16 @@ def convolve(operation: str, problem: Problem, dtype: torch.dtype, tile: Tile | 
         conv.weight_gradient(x, y, y, window, True)
 
 
+def convolve_boxes(problem: Problem, dtype: torch.dtype, tile: Tile) -> None:
+    """The two operations whose input TMA can load, with what can then be fused."""
+    window = problem.window
+    x, y = on_meta((problem.batch, problem.channels, *problem.size), dtype), on_meta(problem.output_shape, dtype)
+    weight = on_meta((problem.outputs, problem.channels // problem.groups, *problem.kernel), dtype)
+    with tuning.use_tile(tile):
+        conv.forward(x, weight, on_meta(y.shape[1:2], dtype), y, window, True)
+        conv.transpose(y, weight, on_meta(x.shape[1:2], dtype), None, window, problem.size, True)
+
+
 def pooling(problem: Pooling, dtype: torch.dtype) -> None:
     x = on_meta((problem.batch, problem.channels, *problem.size), dtype)
     y, taps = pool.max_pool(x, problem.window, problem.output_size)
@@ -103,6 +115,11 @@ def runs(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], No
         yield name, partial(pooling, problem, dtype)
     for name, shape in NORMS.items():
         yield name, partial(normalise, shape, dtype)
+    if boxes.has_tma(target) and dtype.itemsize <= 4:
+        for (name, problem), tile in itertools.product(CONVOLUTIONS.items(), BOXED_TILES):
+            if name in BOXED:
+                tile = dataclasses.replace(tile, k=boxes.LONGEST // dtype.itemsize // 2)
+                yield f"boxes, {name}", partial(convolve_boxes, problem, dtype, tile)
     yield from runs_of_tiles(target, dtype)
 
 
@@ -153,6 +170,8 @@ def faults(target: str, dtype: torch.dtype, problem: str, kernel: Compiled) -> I
         yield f"spills {kernel.spills}"
     if kernel.shared_memory > TARGETS[target].shared_memory:
         yield f"needs {kernel.shared_memory} bytes of shared memory, the target has {TARGETS[target].shared_memory}"
+    if problem.startswith("boxes") and "tt.descriptor_load" not in kernel.asm["ttir"]:
+        yield "loads nothing by TMA"
     if kernel.wide:
         yield "computes addresses in 64 bits, which these tensors do not need"
     # torch allows TF32 for convolutions and not for matrix products, unless told otherwise; AMD multiplies both.

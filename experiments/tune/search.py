@@ -9,7 +9,7 @@ from typing import Any
 from experiments.tune.compiling import Compilers, Job, Outcome, ranked
 from experiments.tune.task import Task
 from experiments.tune.timing import MARGIN, Case, fastest
-from kernels.candidates import candidates
+from kernels.candidates import candidates, with_boxes
 from kernels.heuristics import INTERPRETER
 from kernels.tile import Tile
 
@@ -85,6 +85,9 @@ def measured_choice(task: Task, compilers: Compilers, most: int) -> Choice:
     else:
         best, usual = estimated(task, compilers, most, FINALISTS)
         tiles = list(dict.fromkeys([usual.tile, *(outcome.tile for outcome in best)]))
+        tiles = list(
+            dict.fromkeys([*tiles, *with_boxes(task.target, task.product, tiles)])
+        )  # what no estimate tells apart
     case = Case(task, "cpu" if interpreted else "cuda")
     found = fastest(tiles, case.check, case.seconds)
     if found is None:

@@ -25,12 +25,21 @@ PRODUCTS = [
 def test_candidates_are_legal_different_and_the_same_again(target, product):
     found = candidates.candidates(target, product, 14)
     assert found[0] == heuristics.choose(target, product)
-    assert 2 <= len(found) == len(set(found)) <= 15
+    by_address = [tile for tile in found if not tile.boxes]
+    assert 2 <= len(by_address) <= 15 and len(found) == len(set(found)) <= len(by_address) + candidates.BOXED
     assert not any(fault(product, tile) for tile in found)
     assert found == candidates.candidates(target, product, 14)
-    assert found[:5] == candidates.candidates(target, product, 4)
+    assert by_address[:5] == [tile for tile in candidates.candidates(target, product, 4) if not tile.boxes]
     if target != "interpreter":
         assert all(candidates.fits(target, product, tile) for tile in found[1:])
+
+
+@pytest.mark.parametrize(("target", "some"), [("sm_80", False), ("sm_90", True), ("sm_100", True), ("gfx942", False)])
+def test_boxes_are_tried_where_tma_is_and_a_step_is_of_one_tap(target, some):
+    boxed = [tile for tile in candidates.candidates(target, PRODUCTS[0], 14) if tile.boxes]
+    assert bool(boxed) == some and all(not PRODUCTS[0].folds(tile) and tile.k <= 64 for tile in boxed)
+    stem, strided, gradient = PRODUCTS[2], PRODUCTS[3], PRODUCTS[5]
+    assert not any(t.boxes for product in (stem, strided, gradient) for t in candidates.candidates(target, product, 14))
 
 
 def test_an_unknown_target_is_refused():

@@ -92,8 +92,9 @@ def test_loops_inside_loops_and_code_out_of_line():
 
 def test_code_that_is_only_run_with_a_loop_there_is_a_way_past():
     kernel = parse(code(
-        "MOV R1, R2", ".L_x_0:", "HMMA.16816.F32 R4, R2, R3, R4", "@P0 BRA `(.L_x_0)", "@P1 BRA `(.L_x_2)", "FADD R5, R5, R5",
-        ".L_x_1:", "FMUL R4, R4, R4", "@P0 BRA `(.L_x_1)", "IADD3 R1, R1, 0x1, RZ", ".L_x_2:", "EXIT",
+        "MOV R1, R2", ".L_x_0:", "HMMA.16816.F32 R4, R2, R3, R4", "@P0 BRA `(.L_x_0)", "@P1 BRA `(.L_x_2)",
+        "FADD R5, R5, R5", ".L_x_1:", "FMUL R4, R4, R4", "@P0 BRA `(.L_x_1)", "IADD3 R1, R1, 0x1, RZ",
+        ".L_x_2:", "EXIT",
     ))  # fmt: skip
     assert [[each.name for each in loop.around] for loop in kernel.inner] == [[], ["FADD", "IADD3"]]
 

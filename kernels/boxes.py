@@ -1,0 +1,82 @@
+"""Rows of a product that are a box of the grid, which NVIDIA's tensor memory accelerator (TMA) loads at once.
+
+A block's rows are output positions. Where these are a box, with extents on (N, D, H, W), and no stride pulls their
+inputs apart, the inputs of each tap are a box too, shifted by the tap: one instruction of one thread copies it to
+shared memory, with zeros for what is off the grid. No thread computes addresses or bounds. Elsewhere, or where a target
+has no TMA, the same kernels load by addresses.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
+
+import triton.language as tl
+from torch import Tensor
+
+from kernels import grid, tuning
+from kernels.backend import device_function
+from kernels.heuristics import INTERPRETER
+from kernels.shape import Window, cdiv, remembered
+from kernels.tile import Tile
+
+LONGEST = 128  # bytes of a row of a box, that shared memory holds side by side
+LARGEST = 256  # positions along an axis of a box
+
+
+class Boxes(NamedTuple):
+    """The boxes of a launch: extents (N, D, H, W) of one, what `locate` takes, how many, and the input for TMA."""
+
+    extents: tuple[int, ...]
+    counts: tuple[int, ...]
+    count: int
+    descriptor: object
+
+
+def boxes(tile: Tile, window: Window, x_last: Tensor, size: Sequence[int], alone: bool) -> Boxes | None:
+    """The boxes of an output (N, *size) of x [N, D, H, W, C], or None where it is loaded by addresses.
+
+    Args:
+        alone: whether x is loaded for its own sake only: without a mask, and for one candidate of a pooling.
+    """
+    channels = x_last.shape[-1] // window.groups
+    row = tile.k * x_last.element_size()
+    regular = alone and tile.dot and not window.strided and window.tiles == 1 and channels % tile.k == 0
+    aligned = x_last.numel() and x_last.data_ptr() % 16 == 0
+    if not (tile.boxes and regular and row <= LONGEST and aligned and has_tma(tuning.target())):
+        return None
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    extents = box(tile.m, (x_last.shape[0], *size))
+    numbers = tuple(map(cdiv, (x_last.shape[0], *size), extents))
+    shape = list(x_last.shape)
+    descriptor = TensorDescriptor(x_last, shape, [prod(shape[axis + 1 :]) for axis in range(5)], [*extents, tile.k])
+    return Boxes(extents, grid.divisors(numbers[1:]), prod(numbers), descriptor)
+
+
+def has_tma(target: str) -> bool:
+    """Whether a target copies boxes of a tensor by itself: NVIDIA's from sm_90 on. The interpreter does as they do."""
+    return target == INTERPRETER or (target.startswith("sm_") and int(target[3:]) >= 90)
+
+
+@remembered
+def box(rows: int, grid: Sequence[int]) -> tuple[int, ...]:
+    """Extents, powers of two, of a box of `rows` positions: of those of which the fewest cover `grid` a compact one."""
+    powers = [2**exponent for exponent in range(rows.bit_length()) if 2**exponent <= LARGEST]
+    shapes = (shape for shape in itertools.product(powers, repeat=4) if prod(shape) == rows)
+    return min(shapes, key=lambda shape: (prod(map(cdiv, grid, shape)), max(shape), sum(shape), shape))
+
+
+@device_function
+def locate(number, batch, counts, size, BOX: tl.constexpr):
+    """A box by its number -> its first position (n, d, h, w); its rows' n and (d, h, w), [BM, 1]; which exist."""
+    n, d, h, w = grid.unravel(number, counts)
+    first = (n * BOX[0], d * BOX[1], h * BOX[2], w * BOX[3])
+    row = tl.arange(0, BOX[0] * BOX[1] * BOX[2] * BOX[3])[:, None]
+    w = first[3] + row % BOX[3]
+    h = first[2] + row // BOX[3] % BOX[2]
+    d = first[1] + row // (BOX[3] * BOX[2]) % BOX[1]
+    n = first[0] + row // (BOX[3] * BOX[2] * BOX[1])
+    return first, n, (d, h, w), (n < batch) & (d < size[0]) & (h < size[1]) & (w < size[2])
