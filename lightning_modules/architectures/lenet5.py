@@ -70,6 +70,7 @@ class LeNet5(nn.Module):
         channels, *sides = input_shape
         self.input_shape = input_shape
         self.classes = classes
+        # On the CPU also where the rest is on meta: what the table says decides on shapes.
         table = torch.tensor([[channel in seen for channel in range(6)] for seen in SEEN], device="cpu")
         self.c1 = Conv2d(channels, 6, 5, activation="relu")
         self.s2 = Subsampling(6)
