@@ -34,9 +34,9 @@ def small(name: str) -> nn.Module:
     return network
 
 
-def outputs_of(network: nn.Module, x: Tensor) -> list[Tensor]:
+def outputs_of(network: nn.Module, *inputs: Tensor, **options: Any) -> list[Tensor]:
     """What a network gives, be it one tensor or several."""
-    y = network(x)
+    y = network(*inputs, **options)
     return [y] if isinstance(y, Tensor) else list(y)
 
 
