@@ -16,7 +16,7 @@ ARCHITECTURES = [name for name in architectures.__all__ if isinstance(getattr(ar
 SMALL: dict[str, dict[str, Any]] = {
     "AlexNet": {"input_shape": (3, 63, 63), "classes": 5, "dropout": 0.0, "width": 1 / 16},
     "AllCNN": {"input_shape": (3, 12, 12), "classes": 5, "dropout": (0.0, 0.0), "filters": (8, 12)},
-    "CifarResNet": {"input_shape": (3, 12, 12), "classes": 5, "filters": (4, 8, 12)},
+    "CifarResNet": {"input_shape": (3, 12, 12), "classes": 5, "blocks": 1, "filters": (4, 8, 12)},
     "ConvNet": {"input_shape": (3, 12, 12), "classes": 5},
     "GoogLeNet": {"input_shape": (3, 40, 40), "classes": 5, "dropout": (0.0, 0.0), "width": 1 / 16},
     "LeNet": {"input_shape": (1, 12, 12), "classes": 5},
