@@ -33,6 +33,8 @@ main options (later ones win over earlier ones, files too):
   -c, --config FILE             a recipe; several are merged from left to right
   --backend auto|triton|torch   who computes the layers. auto: Triton on a GPU, PyTorch on the CPU.
                                 triton: without a GPU the kernels are interpreted on the CPU, which is slow.
+  --layers kernels|torch        what the network is built of: our layers, or torch.nn's, for which --backend is of no
+                                concern; the checkpoints of the one fit the other
   --ckpt_path FILE|best|last    checkpoint to evaluate, or to resume training from;
                                 best and last are the newest ones of the recipe's runs
   --seed_everything INT         seed of weights and shuffling

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from lightning_modules.architectures.weights import first_difference, is_state_dict, read_safely
 
 
 def find_checkpoint(given: str, runs: Path) -> Path:
@@ -33,19 +34,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is damaged, would have to run code to be read, or is no checkpoint of Lightning.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what reading damaged bytes raises depends on the bytes
-        unsafe = _unsafe_globals(path)
-        if unsafe:
-            raise ValueError(
-                f"checkpoint {path} is refused: it holds more than tensors and plain values, "
-                f"and reading {', '.join(unsafe)} could run any code (only weights_only=True is accepted)"
-            ) from error
-        raise ValueError(f"checkpoint {path} is truncated or damaged, or no checkpoint at all") from error
+    checkpoint: dict[str, Any] = read_safely(path, "checkpoint")
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    tensors = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
-    if not tensors or "pytorch-lightning_version" not in checkpoint:
+    if not is_state_dict(state) or "pytorch-lightning_version" not in checkpoint:
         raise ValueError(f"checkpoint {path} was not written by Lightning: it has no version or state_dict of its kind")
     return checkpoint
 
@@ -56,20 +47,6 @@ def check_fits(state: dict[str, Tensor], module: nn.Module, path: Path) -> None:
     Raises:
         ValueError: it was saved from another architecture; the first difference is named.
     """
-    here = {key: list(value.shape) for key, value in module.state_dict().items()}
-    there = {key: list(value.shape) for key, value in state.items()}
-    differences = [
-        f"{key} is {there.get(key, 'missing')} there and {here.get(key, 'missing')} here"
-        for key in here | there
-        if here.get(key) != there.get(key)
-    ]
-    if differences:
-        more = f", and {len(differences) - 1} more differ" if len(differences) > 1 else ""
-        raise ValueError(f"checkpoint {path} is of another architecture: {differences[0]}{more}")
-
-
-def _unsafe_globals(path: Path) -> list[str]:
-    try:
-        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # as above
-        return []
+    difference = first_difference(state, module.state_dict())
+    if difference:
+        raise ValueError(f"checkpoint {path} is of another architecture: {difference}")

@@ -14,7 +14,7 @@ from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -30,6 +30,7 @@ from experiments import COMMANDS
 from experiments.checkpoints import check_fits, find_checkpoint, read_checkpoint
 from kernels.backend import INTERPRETING, explain, launch_count
 from kernels.shape import FORMATS
+from lightning_modules.architectures import plain
 
 BEST = "hp/best_monitored"  # what the checkpoints are chosen by; TensorBoard lists the hyper-parameters beside it
 
@@ -78,6 +79,12 @@ class ConvnetsCLI(LightningCLI):
             default=os.environ.get("CONVNETS_BACKEND") or "auto",
             help="Who computes the layers. auto: Triton on a GPU, PyTorch on the CPU.",
         )
+        parser.add_argument(
+            "--layers",
+            type=Literal["kernels", "torch"],
+            default="kernels",
+            help="What the network is built of: the layers of kernels, or torch.nn's, which no --backend concerns.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         try:
@@ -108,11 +115,14 @@ class ConvnetsCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        try:
-            backend = explain(self.trainer.strategy.root_device)
-        except RuntimeError as error:
-            raise ValueError(str(error)) from error
-        self._say(backend)
+        if self.options.layers == "torch":
+            self.model.network = plain(cast(torch.nn.Module, self.model.network))
+            self._say("layers: torch.nn")
+        else:
+            try:
+                self._say(explain(self.trainer.strategy.root_device))
+            except RuntimeError as error:
+                raise ValueError(str(error)) from error
         if self.trainer.strategy.root_device.type == "cuda":
             pack_weights(self.model)
         if self.checkpoint is not None:

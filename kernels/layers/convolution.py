@@ -323,7 +323,6 @@ class TableConv2d(_Connectivity):
         super().__init__(table.shape[1], table.shape[0], kernel_size, stride, padding, dilation, 1, activation)
         self.register_buffer("table", table.clone().to(device))
         self.register_buffer("index", index.to(device), persistent=False)  # a call need not look the table up
-        self.register_load_state_dict_post_hook(_look_up)
         taps = math.prod(self.kernel_size)
         fan_in = taps * table.sum(1).clamp(min=1)
         outputs = (table.shape[0],) if bias else None
@@ -339,10 +338,9 @@ class TableConv2d(_Connectivity):
             input, dense, self.bias, self.stride, self.padding, self.dilation, activation=self.activation
         )
 
-
-def _look_up(layer: TableConv2d, incompatible_keys: Any) -> None:
-    """After a table was loaded."""
-    layer.index = check_table("TableConv2d", layer.table)
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.index = check_table("TableConv2d", self.table)
 
 
 def _with_activation(text: str, activation: str | None) -> str:

@@ -22,7 +22,7 @@ He, Zhang, Ren and Sun, "Delving deep into rectifiers" (2015), which keeps the v
 from torch import Tensor, nn
 
 from kernels.layers import AdaptiveAvgPool2d, Conv2d
-from lightning_modules.architectures.shapes import check_images
+from lightning_modules.architectures.shapes import check_images, check_input_shape
 
 SMALLEST = 9  # pixels: two strides of two leave the three that the last 3x3 window needs
 
@@ -48,17 +48,12 @@ class AllCNN(nn.Module):
         classes: int = 10,
     ) -> None:
         super().__init__()
-        channels, height, width = input_shape
-        if channels < 1 or min(height, width) < SMALLEST:
-            raise ValueError(
-                f"input_shape must be (channels, height, width) of at least (1, {SMALLEST}, {SMALLEST}), "
-                f"got {tuple(input_shape)}"
-            )
+        check_input_shape(input_shape, SMALLEST)
         self.input_shape = input_shape
         self.classes = classes
         few, many = filters
         self.drop_input = nn.Dropout(dropout[0])
-        self.conv1 = Conv2d(channels, few, 3, padding=1, activation="relu")
+        self.conv1 = Conv2d(input_shape[0], few, 3, padding=1, activation="relu")
         self.conv2 = Conv2d(few, few, 3, padding=1, activation="relu")
         self.conv3 = Conv2d(few, few, 3, stride=2, padding=1, activation="relu")
         self.drop3 = nn.Dropout(dropout[1])

@@ -50,7 +50,8 @@ def test_help_names_what_there_is(convnets):
     page = convnets("--help").out
     assert convnets().out == convnets("fit", "--help").out == page
     assert all(
-        word in page for word in (*command.COMMANDS, *command.TOOLS, "--backend", "--ckpt_path", "--print_config")
+        word in page
+        for word in (*command.COMMANDS, *command.TOOLS, "--backend", "--layers", "--ckpt_path", "--print_config")
     )
     assert convnets("--version").out.startswith("convnets 0.")
 
@@ -109,6 +110,26 @@ def test_fit_evaluate_resume(digits):
     again = digits("fit", "--ckpt_path", "last", "--trainer.max_epochs=3")
     assert again.code == 0 and accuracy_in(again.out) == accuracy_in(resumed.out)
     assert [path.name for path in RUN.parent.iterdir()] == ["version_0"]
+
+
+def test_layers_of_torch_train_alike_and_load_the_same_checkpoints(digits):
+    """Also with a backend that would run the kernels."""
+    ours, theirs = (
+        digits("fit", "--trainer.max_epochs=1", *options) for options in ((), ("--layers=torch", "--backend=triton"))
+    )
+    assert ours.code == theirs.code == 0, theirs.err
+    assert "layers: torch.nn" in theirs.out and "backend:" not in theirs.out and ", 0 launches" in theirs.out
+    weights, others = (
+        torch.load(RUN.with_name(f"version_{run}") / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in (0, 1)
+    )
+    torch.testing.assert_close(others, weights)
+    accuracy = accuracy_in(theirs.out)
+    theirs_on_ours = digits("test", "--ckpt_path", "best")  # the newest, of layers=torch
+    assert "backend: torch" in theirs_on_ours.out
+    assert accuracy_in(theirs_on_ours.out) == pytest.approx(accuracy, abs=1e-4)
+    ours_on_theirs = digits("test", "--ckpt_path", str(RUN / "checkpoints" / "best.ckpt"), "--layers=torch")
+    assert accuracy_in(ours_on_theirs.out) == pytest.approx(accuracy_in(ours.out), abs=1e-4)
 
 
 def test_without_a_logger_no_file_of_the_users_is_touched(digits, tmp_path):

@@ -35,6 +35,7 @@ def checkpoint(digits, tmp_path) -> Path:
         pytest.param(["--data.batchsize=3"], "'batchsize' is not accepted", id="data option"),
         pytest.param(["--trainer.max_epochs=x"], 'key "trainer.max_epochs"', id="value"),
         pytest.param(["--backend=cuda"], "['auto', 'triton', 'torch']. Got value: cuda", id="backend"),
+        pytest.param(["--layers=tensorflow"], "['kernels', 'torch']. Got value: tensorflow", id="layers"),
         pytest.param(["--data.batch_size=0"], "must be positive", id="batch size"),
         pytest.param(["--config=no.yaml"], "--config no.yaml: No such file", id="no config"),
         pytest.param(["--ckpt_path=last"], "no last.ckpt among the runs in logs/digits", id="no last checkpoint"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import kernels
 from kernels import backend, functional, layers
-from tests.closeness import assert_as_exact_as_torch
+from tests.networks import assert_same_step, run
 
 pytestmark = pytest.mark.usefixtures("triton_only")
 
@@ -64,37 +64,6 @@ MODELS = {
     "mobilenet_v2": (lambda: zoo.mobilenet_v2(num_classes=5, dropout=0.0), 40),
     "unet": (UNet, 16),
 }
-
-
-def run(model: nn.Module, x: Tensor, choice: str) -> dict[str, Tensor]:
-    """Output, gradients of input and parameters, and buffers after a step of training."""
-    model = copy.deepcopy(model)
-    x = x.clone().requires_grad_()
-    with backend.use_backend(choice):
-        y = model(x)
-        weights = torch.linspace(-1, 1, y.numel(), device=x.device, dtype=x.dtype).view_as(y)
-        (y * weights).sum().backward()
-    gradients = {name: p.grad for name, p in model.named_parameters()}
-    return {"output": y.detach(), "input": x.grad, **gradients, **dict(model.named_buffers())}
-
-
-def joined(results: dict[str, Tensor], keys: list[str]) -> Tensor:
-    return torch.cat([results[key].flatten() for key in keys])
-
-
-def assert_same_step(ours: dict[str, Tensor], theirs: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
-    """The tolerance rule for the output, for all gradients and for all running statistics.
-
-    The gradients are one vector: of a bias before a batch norm it is zero, and its error says nothing by itself.
-    """
-    assert ours.keys() == theirs.keys()
-    floating = [key for key in ours if ours[key].is_floating_point()]
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours.keys() - set(floating))
-    statistics = [key for key in floating if "running" in key]
-    gradients = [key for key in floating if key != "output" and key not in statistics]
-    for keys in filter(None, (["output"], gradients, statistics)):
-        compared = [joined(results, keys) for results in (ours, theirs, truth)]
-        assert_as_exact_as_torch(*compared, compared[-1].abs())
 
 
 @pytest.mark.parametrize("name", MODELS)
