@@ -28,6 +28,7 @@ from threadpoolctl import threadpool_limits
 import kernels
 from experiments import COMMANDS
 from experiments.checkpoints import check_fits, find_checkpoint, read_checkpoint
+from experiments.expectation import Expectation
 from kernels.backend import INTERPRETING, explain, launch_count
 
 BEST = "hp/best_monitored"  # what the checkpoints are chosen by; TensorBoard lists the hyper-parameters beside it
@@ -76,6 +77,12 @@ class ConvnetsCLI(LightningCLI):
             type=Literal["auto", "triton", "torch"],
             default=os.environ.get("CONVNETS_BACKEND") or "auto",
             help="Who computes the layers. auto: Triton on a GPU, PyTorch on the CPU.",
+        )
+        parser.add_argument(
+            "--expect",
+            type=Expectation | None,
+            default=None,
+            help="What a recipe states of its result beforehand; convnets results holds it to that.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
