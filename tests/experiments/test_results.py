@@ -117,7 +117,7 @@ def test_expectations():
         "training took 1.0 minutes, expected are 1",
     ]
     less = Expectation("test/loss", at_most=0.2, margin=0.1)
-    assert less.unmet(0.2, [], 0.3, None) == [] and less.bound == "<= 0.2"
+    assert less.unmet(0.2, [], 0.35, None) == [] and less.bound == "<= 0.2"
     assert len(less.unmet(0.25, [], 0.3, None)) == 2
     assert less.unmet(math.nan, [], None, None) == ["test/loss is nan, expected is <= 0.2"]
     for bounds in ({}, {"at_least": 1, "at_most": 2}):
