@@ -73,16 +73,16 @@ class ConvnetsCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--backend",
-            type=Literal["auto", "triton", "torch"],
-            default=os.environ.get("CONVNETS_BACKEND") or "auto",
-            help="Who computes the layers. auto: Triton on a GPU, PyTorch on the CPU.",
-        )
-        parser.add_argument(
             "--expect",
             type=Expectation | None,
             default=None,
             help="What a recipe states of its result beforehand; convnets results holds it to that.",
+        )
+        parser.add_argument(
+            "--backend",
+            type=Literal["auto", "triton", "torch"],
+            default=os.environ.get("CONVNETS_BACKEND") or "auto",
+            help="Who computes the layers. auto: Triton on a GPU, PyTorch on the CPU.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
