@@ -15,6 +15,11 @@ from experiments.__main__ import read_config
 from lightning_modules import architectures
 
 KEY = ("model", "init_args", "network")
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    name: each
+    for name in architectures.__all__
+    if isinstance(each := getattr(architectures, name), type) and issubclass(each, nn.Module)
+}
 
 
 def network_of_recipe(path: Path, input_shape: Sequence[int] | None = None) -> nn.Module:
@@ -41,10 +46,9 @@ def network_of_architecture(name: str, input_shape: Sequence[int] | None = None)
     Raises:
         ValueError: there is none of this name, or it cannot take images of `input_shape`.
     """
-    known = {each.lower(): each for each in architectures.__all__}
-    if name.lower() not in known:
-        raise ValueError(f"--architecture must be one of {', '.join(architectures.__all__)}, got {name!r}")
-    kind = getattr(architectures, known[name.lower()])
+    kind = {known.lower(): each for known, each in ARCHITECTURES.items()}.get(name.lower())
+    if kind is None:
+        raise ValueError(f"--architecture must be one of {', '.join(ARCHITECTURES)}, got {name!r}")
     if input_shape is not None and "input_shape" in inspect.signature(kind).parameters:
         return _checked(kind(input_shape=tuple(input_shape)))
     return _checked(kind())

@@ -103,7 +103,7 @@ def _kernel(row: Row) -> str:
         return ""
     least, most = row.fan_in
     weights = f"{least:,}" if least == most else f"{least:,}-{most:,}"
-    return f"{weights} + 1" if row.biases else weights
+    return f"{weights} + 1" if row.bias else weights
 
 
 def figures_of(name: str, rows: Sequence[Row]) -> dict[str, Any]:

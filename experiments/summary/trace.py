@@ -41,7 +41,9 @@ class Row:
         window: over the grid, of a convolution or pooling; None without.
         field, jump: receptive field and steps between neighbours', in input positions along each axis; None where the
             layer looks at all of the input, or at what is no window of it.
-        fan_in: least and most weights that go into one output; None without weights.
+        fan_in: least and most weights of a kernel: those that go into one output, or, where the convolution is
+            transposed, into a channel of the output; None without weights.
+        bias: whether a kernel has one.
         weights, biases: parameters that no layer before it uses.
         connections: products of a weight and an input.
         flops: that PyTorch's formulas count, 2 for each product that is computed.
@@ -58,6 +60,7 @@ class Row:
     field: tuple[int, ...] | None = None
     jump: tuple[float, ...] | None = None
     fan_in: tuple[int, int] | None = None
+    bias: bool = False
     weights: int = 0
     biases: int = 0
     connections: int = 0
@@ -135,11 +138,11 @@ class _Call:
             connections = self.layer.weight.numel() * prod(output.shape[2:])
         return Row(
             self.name, " + ".join(self.kinds), tuple(self.inputs[0].shape[1:]), tuple(output.shape[1:]),
-            window=None if main is None else _padded(main.window, self.steps),
+            window=None if main is None else _padded(main.window, self.steps, self.inputs[0].dim() - 2),
             field=None if self.field is None else tuple(reach.size for reach in self.field),
             jump=None if self.field is None else tuple(float(reach.jump) for reach in self.field),
-            fan_in=fan_in, weights=self.weights, biases=self.biases,
-            connections=connections, flops=self.flops // BATCH,
+            fan_in=fan_in, bias=self.biases > 0 or getattr(self.layer, "bias", None) is not None,
+            weights=self.weights, biases=self.biases, connections=connections, flops=self.flops // BATCH,
             activations=output.nbytes // BATCH if _storage(output) in self.made else 0,
             kept=self.kept // BATCH,
         )  # fmt: skip
@@ -210,7 +213,7 @@ class _Recorder(TorchDispatchMode):
 
     def _function(self, operator: OpOverload, step: Step | None, inputs: list[Tensor]) -> _Call:
         """The call that an operation outside of layers belongs to: the last one, where it goes on with its output."""
-        last, name = self.calls[-1], name_of(operator).rstrip("_")
+        last, name = self.calls[-1], name_of(operator).strip("_")
         follows = last.layer is None and len(self.calls) > 1 and len(inputs) == 1 and inputs[0] is last.output
         computes = name_of(operator) in ("convolution", "mm", "addmm", "bmm") or (
             step is not None and step.kind != "padding"
@@ -304,15 +307,21 @@ def _fan_in(step: Step | None, given: list[Tensor]) -> tuple[int, int]:
     return count, count
 
 
-def _padded(window: Window, steps: Sequence[Step]) -> Window:
-    """A window with what pads the map before it, or crops it after a transposed convolution."""
-    extra = [step.window.padding for step in steps if step.kind == "padding" and step.window.axes == window.axes]
+def _padded(window: Window, steps: Sequence[Step], axes: int) -> Window:
+    """A window on so many axes, with what pads the map before it, or crops it after a transposed convolution.
+
+    PyTorch pools a line in a plane of it.
+    """
     padding = window.padding
-    for pairs in extra:
-        padding = tuple(
-            (before + abs(b), after + abs(a)) for (before, after), (b, a) in zip(padding, pairs, strict=True)
-        )
-    return replace(window, padding=padding)
+    for step in steps:
+        if step.kind == "padding" and step.window.axes == window.axes:
+            padding = tuple(
+                (before + abs(b), after + abs(a))
+                for (before, after), (b, a) in zip(padding, step.window.padding, strict=True)
+            )
+    ours = slice(max(window.axes - axes, 0), None)
+    kernel, stride, dilation = (each[ours] for each in (window.kernel, window.stride, window.dilation))
+    return replace(window, kernel=kernel, stride=stride, padding=padding[ours], dilation=dilation)
 
 
 def sides(extents: Sequence[int]) -> str:
