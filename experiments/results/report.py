@@ -71,7 +71,7 @@ def values_of(records: Sequence[Record], metric: str) -> list[float]:
 
 
 COLUMNS = (
-    "recipe", "metric", "result", "expected", "linear classifier", "without what should help", "seconds an epoch",
+    "recipe", "metric", "result", "expected", "linear classifier", "ablation", "seconds an epoch",
     "torch.nn's epoch", "loss curves differ by", "parameters", "MFLOPs an image",
 )  # fmt: skip
 
