@@ -1,8 +1,10 @@
 """How it is trained and measured: the command line, and one commented recipe a YAML file."""
 
 COMMANDS = ("fit", "validate", "test", "predict")  # of Lightning, see cli.py
-TOOLS = {  # for kernels: the module whose main(arguments) -> exit code is the command
+TOOLS = {  # besides: the module whose main(arguments) -> exit code is the command
     "bench": "experiments.bench",
     "inspect": "experiments.inspection",
+    "results": "experiments.results",
+    "summary": "experiments.summary",
     "tune": "experiments.tune",
 }

@@ -16,7 +16,7 @@ from experiments import COMMANDS, TOOLS
 
 HELP = """\
 usage: convnets {fit,validate,test,predict} --config RECIPE [options]
-       convnets {bench,inspect,tune} [options]
+       convnets {bench,inspect,results,summary,tune} [options]
 
 Train and evaluate convolutional networks whose layers are Triton kernels.
 
@@ -27,6 +27,8 @@ commands:
   predict     write the class of each test image to predictions.csv, beside the checkpoint
   bench       check and time the kernels on the layers of classic networks; see convnets bench --help
   inspect     compile kernels for any GPU and estimate how fast they can be; see convnets inspect --help
+  results     run every recipe with several seeds and hold it to what it expects; see convnets results --help
+  summary     volumes, receptive fields, parameters and work of a network's layers; see convnets summary --help
   tune        choose the tiles of the kernels for a GPU, with or without one; see convnets tune --help
 
 main options (later ones win over earlier ones, files too):
@@ -128,7 +130,7 @@ def setting(args: list[str], key: str, default: str | None) -> Any:
         if option == f"--{key}":
             value = text
         elif option in ("-c", "--config"):
-            value = _looked_up(_read_config(text), key, value)
+            value = _looked_up(read_config(text), key, value)
     return value
 
 
@@ -140,7 +142,7 @@ def _looked_up(config: Any, key: str, default: Any) -> Any:
     return config
 
 
-def _read_config(path: str) -> dict[str, Any]:
+def read_config(path: str) -> dict[str, Any]:
     import yaml
 
     try:

@@ -28,6 +28,7 @@ from threadpoolctl import threadpool_limits
 import kernels
 from experiments import COMMANDS
 from experiments.checkpoints import check_fits, find_checkpoint, read_checkpoint
+from experiments.expectation import Expectation
 from kernels.backend import INTERPRETING, explain, launch_count
 from kernels.shape import FORMATS
 from lightning_modules.architectures import plain
@@ -73,6 +74,12 @@ class ConvnetsCLI(LightningCLI):
         return {name: commands[name] | {"weights_only", "return_predictions"} for name in COMMANDS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--expect",
+            type=Expectation | None,
+            default=None,
+            help="What a recipe states of its result beforehand; convnets results holds it to that.",
+        )
         parser.add_argument(
             "--backend",
             type=Literal["auto", "triton", "torch"],

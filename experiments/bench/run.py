@@ -6,10 +6,9 @@ import argparse
 import fnmatch
 import os
 import platform
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -25,6 +24,7 @@ from experiments.bench.results import CsvFile, Result, Task
 from experiments.bench.revisions import ROOT, Worker, checked_out, described, resolved
 from experiments.closeness import Closeness
 from experiments.convolutions import ARCHITECTURES, convolutions_of
+from experiments.interruption import termination_interrupts
 from kernels.backend import INTERPRETING
 from kernels.problem import Problem
 
@@ -177,13 +177,3 @@ def headline(options: argparse.Namespace, provenance: Mapping[str, str]) -> str:
     how = "kernels interpreted, no figure for a GPU; " if INTERPRETING else ""
     conditions = f"batch {options.batch}, {options.dtype}, {options.repeats} rounds"
     return f"{device}: {how}{conditions}; {', '.join(others[:-1])}; revision {described()}, {provenance['date']}"
-
-
-@contextmanager
-def termination_interrupts() -> Iterator[None]:
-    """Have SIGTERM end the run as Ctrl-C does, with its report and without the files of another revision."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

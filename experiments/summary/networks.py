@@ -1,0 +1,70 @@
+"""The network of a recipe, or an architecture by its name."""
+
+from __future__ import annotations
+
+import inspect
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from torch import nn
+
+from experiments.__main__ import read_config
+from lightning_modules import architectures
+
+KEY = ("model", "init_args", "network")
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    name: each
+    for name in architectures.__all__
+    if isinstance(each := getattr(architectures, name), type) and issubclass(each, nn.Module)
+}
+
+
+def network_of_recipe(path: Path, input_shape: Sequence[int] | None = None) -> nn.Module:
+    """The network of a recipe; with `input_shape` in place of its own, where its class takes one.
+
+    Raises:
+        ValueError: the recipe cannot be read, has no network, or one that cannot be made.
+    """
+    config: Any = read_config(str(path))
+    for key in KEY:
+        config = config.get(key) if isinstance(config, dict) else None
+    if not isinstance(config, dict) or "class_path" not in config:
+        raise ValueError(f"--config {path} must have a class_path under {'.'.join(KEY)}")
+    network = _made(config)
+    if input_shape is not None and "input_shape" in inspect.signature(type(network)).parameters:
+        arguments = config.get("init_args") or {}
+        network = _made({**config, "init_args": {**arguments, "input_shape": list(input_shape)}})
+    return _checked(network)
+
+
+def network_of_architecture(name: str, input_shape: Sequence[int] | None = None) -> nn.Module:
+    """A class of `lightning_modules.architectures` with its defaults; case does not count.
+
+    Raises:
+        ValueError: there is none of this name, or it cannot take images of `input_shape`.
+    """
+    kind = {known.lower(): each for known, each in ARCHITECTURES.items()}.get(name.lower())
+    if kind is None:
+        raise ValueError(f"--architecture must be one of {', '.join(ARCHITECTURES)}, got {name!r}")
+    if input_shape is not None and "input_shape" in inspect.signature(kind).parameters:
+        return _checked(kind(input_shape=tuple(input_shape)))
+    return _checked(kind())
+
+
+def _made(config: dict[str, Any]) -> nn.Module:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(nn.Module, "network")
+    try:
+        parsed = parser.parse_object({"network": config})
+    except ArgumentError as error:
+        raise ValueError(error.message or str(error)) from error
+    return parser.instantiate(parsed).network
+
+
+def _checked(network: Any) -> nn.Module:
+    if not hasattr(network, "input_shape"):
+        raise ValueError(f"{type(network).__name__} has no input_shape: it is needed to make an image for it")
+    return network
