@@ -23,10 +23,10 @@ class DensePredictions(NamedTuple):
 class DensePredictor(NetworkModule):
     """Any network from images to scores of every pixel, trained by cross-entropy.
 
-    Logs `loss`, `accuracy` (of pixels) and `mean_iou` under `train/`, `val/` and `test/`, once an epoch. The mean IoU is
-    that of the data set: intersections and unions are summed over all pixels of a split, then averaged over the classes
-    that occur in it, labelled or predicted (Everingham et al., "The Pascal visual object classes challenge: a
-    retrospective", 2015, section 4.2.3). Its checkpoints hold tensors and plain values only.
+    Logs `loss`, `accuracy` (of pixels) and `mean_iou` under `train/`, `val/` and `test/`, once an epoch. The mean IoU
+    is that of the data set: intersections and unions are summed over all pixels of a split, and their ratios averaged
+    over the classes that occur in it, labelled or predicted (Everingham et al., "The Pascal visual object classes
+    challenge: a retrospective", 2015). Its checkpoints hold tensors and plain values only.
 
     Args:
         network: maps images [N, C, H, W] to scores [N, network.classes, H, W]. In training it may give a tuple, the
@@ -99,8 +99,8 @@ class DensePredictor(NetworkModule):
     def _step(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
         images, labels = batch
         scores, auxiliary = split_outputs(self(images))
-        metrics.update(scores.argmax(dim=1), labels)
         loss = self._cross_entropy(scores, labels)
+        metrics.update(scores.argmax(dim=1), labels)
         kept = {"on_step": False, "on_epoch": True, "prog_bar": split == "val", "batch_size": len(labels)}
         self.log(f"{split}/loss", loss, sync_dist=True, **kept)
         self.log_dict(metrics, **kept)

@@ -16,8 +16,8 @@ class Reconstruction(NetworkModule):
 
     the first sum over all values of the code, the second over those of the image. Logs `loss`, `sparsity` and `error`
     (the two sums, a mean image) and `explained_variance` (1 - variance of x - r over that of x, of all pixels of the
-    split) under `train/`, `val/` and `test/`, once an epoch. Labels are not used. Its checkpoints hold tensors and plain
-    values only.
+    split) under `train/`, `val/` and `test/`, once an epoch. Labels are not used. Its checkpoints hold tensors and
+    plain values only.
 
     Source: Le, Karpenko, Ngiam and Ng, "ICA with reconstruction cost for efficient overcomplete feature learning"
     (2011), equation 3.

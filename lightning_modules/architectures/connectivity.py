@@ -9,8 +9,8 @@ For digits of 12x12 and the default sizes the volumes are
     POOL2           3 x  3 x 32
     FC                 10         a score a class
 
-The two convolutions have, for the connectivity "full", one kernel for all positions; for "tiled", `tile` x `tile` kernels
-that take turns; for "local", one for each position: as many times the parameters, and as many connections.
+The two convolutions have, for the connectivity "full", one kernel for all positions; for "tiled", `tile` x `tile`
+kernels that take turns; for "local", one for each position: as many times the parameters, and as many connections.
 
 Source: Goodfellow, Bengio and Courville, Deep Learning (2016), section 9.5, figures 9.14 and 9.16 for the positions and
 figure 9.15 for the channels; Ngiam et al., "Tiled convolutional neural networks" (2010). Kernels are initialised as in

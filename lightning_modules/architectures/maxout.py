@@ -12,13 +12,13 @@ For images of 32x32x3 the volumes are
     FC1 + MAXOUT           500       the largest of each five; then half of the values are dropped
     FC2                     10       a score a class
 
-Windows of pooling that reach over the edge count, too. For MNIST there are 48, 48 and 24 channels, of 2, 2 and 4 pieces,
-no padding of the first convolution, and no FC1.
+Windows of pooling that reach over the edge count, too. For MNIST there are 48, 48 and 24 channels, of 2, 2 and 4
+pieces, no padding of the first convolution, and no FC1.
 
 Source: Goodfellow, Warde-Farley, Mirza, Courville and Bengio, "Maxout networks" (2013), sections 5.1 and 5.2, with the
 sizes of its published configurations (cifar10.yaml, mnist.yaml). These draw weights from -0.005 to 0.005 and bound the
-norm of each kernel; here weights are normal with the variance 1 / fan-in, at which the larger of two pieces has the mean
-square of the input, and norms are the optimizer's business.
+norm of each kernel; here weights are normal with the variance 1 / fan-in, at which the larger of two pieces has the
+mean square of the input, and norms are the optimizer's business.
 """
 
 from torch import Tensor, nn
@@ -68,8 +68,8 @@ class MaxoutNet(nn.Module):
             height, width = pooled(height, *stage), pooled(width, *stage)
         if channels < 1 or min(height, width) < 1:
             raise ValueError(
-                f"input_shape must be (channels, height, width) of which windows of {tuple(kernel_sizes)} pixels padded by "
-                f"{tuple(paddings)}, and pooling by {tuple(pool_sizes)}, leave something, got {tuple(input_shape)}"
+                f"input_shape must be (C, H, W) of which windows of {tuple(kernel_sizes)} pixels, padded "
+                f"by {tuple(paddings)}, and pooling by {tuple(pool_sizes)} leave something, got {tuple(input_shape)}"
             )
         self.input_shape = input_shape
         self.classes = classes
@@ -102,4 +102,4 @@ class MaxoutNet(nn.Module):
 def pooled(extent: int, kernel_size: int, padding: int, pool_size: int) -> int:
     """What a stage leaves of an extent; 0 where it has less than one window of pooling."""
     positions = extent + 2 * padding - kernel_size + 1
-    return -((pool_size - positions) // STRIDE) + 1 if positions >= pool_size else 0
+    return -((pool_size - positions) // STRIDE) + 1 if extent and positions >= pool_size else 0

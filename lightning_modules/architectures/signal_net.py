@@ -13,8 +13,8 @@ For signals of 1,024 samples and the default sizes the volumes are
     FC                   10     a score a class
 
 Source: Dai, Dai, Qu, Li and Das, "Very deep convolutional neural networks for raw waveforms" (2017), network M5 with a
-stage less and its batch norms, whose windows of 80 samples are here the odd 79. Weights are initialised as in He, Zhang,
-Ren and Sun, "Delving deep into rectifiers" (2015).
+stage less and its batch norms, whose windows of 80 samples are here the odd 79. Weights are initialised as in He,
+Zhang, Ren and Sun, "Delving deep into rectifiers" (2015).
 """
 
 from itertools import pairwise

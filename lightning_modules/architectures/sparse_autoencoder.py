@@ -1,4 +1,4 @@
-"""Convolutional sparse autoencoder: one set of kernels that takes images to a code, and its transpose that takes it back.
+"""Convolutional sparse autoencoder: kernels that take images to a code, and in the transpose the code back to images.
 
 For images of 24x24x1, 64 kernels of 11x11 and stride 1 the volumes are
 
@@ -60,7 +60,9 @@ class SparseAutoencoder(nn.Module):
         """The reconstruction [N, C, H, W] and the code [N, filters, P, Q] of images [N, C, H, W]."""
         check_any_size(images, self.input_shape[0], self.conv.kernel_size[0])
         code = self.conv(images)
-        beyond = [(n - k) % s for n, k, s in zip(images.shape[2:], self.conv.kernel_size, self.conv.stride, strict=True)]
+        beyond = [
+            (n - k) % s for n, k, s in zip(images.shape[2:], self.conv.kernel_size, self.conv.stride, strict=True)
+        ]
         reconstruction = functional.conv_transpose2d(
             code, self.conv.weight, stride=self.conv.stride, output_padding=beyond
         )
