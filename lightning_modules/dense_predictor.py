@@ -1,12 +1,12 @@
 """Training of a network that labels every pixel: cross-entropy, and accuracy and mean IoU on each split."""
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from lightning_modules.module import Batch, NetworkModule, Outputs, check_labels, split_outputs
@@ -89,8 +89,12 @@ class DensePredictor(NetworkModule):
         return DensePredictions(labels, prediction, probability)
 
     def _metrics(self, split: str) -> MetricCollection:
-        known = {"num_classes": self.classes, "ignore_index": self.ignore_index, "validate_args": False}
-        metrics = {
+        known: dict[str, Any] = {
+            "num_classes": self.classes,
+            "ignore_index": self.ignore_index,
+            "validate_args": False,
+        }
+        metrics: dict[str, Metric | MetricCollection] = {
             "accuracy": MulticlassAccuracy(average="micro", **known),
             "mean_iou": MulticlassJaccardIndex(average="macro", **known),
         }
@@ -101,7 +105,12 @@ class DensePredictor(NetworkModule):
         scores, auxiliary = split_outputs(self(images))
         loss = self._cross_entropy(scores, labels)
         metrics.update(scores.argmax(dim=1), labels)
-        kept = {"on_step": False, "on_epoch": True, "prog_bar": split == "val", "batch_size": len(labels)}
+        kept: dict[str, Any] = {
+            "on_step": False,
+            "on_epoch": True,
+            "prog_bar": split == "val",
+            "batch_size": len(labels),
+        }
         self.log(f"{split}/loss", loss, sync_dist=True, **kept)
         self.log_dict(metrics, **kept)
         losses = [self._cross_entropy(output, labels) for output in auxiliary]

@@ -13,8 +13,7 @@ The two convolutions have, for the connectivity "full", one kernel for all posit
 kernels that take turns; for "local", one for each position: as many times the parameters, and as many connections.
 
 Source: Goodfellow, Bengio and Courville, Deep Learning (2016), section 9.5, figures 9.14 and 9.16 for the positions and
-figure 9.15 for the channels; Ngiam et al., "Tiled convolutional neural networks" (2010). Kernels are initialised as in
-He, Zhang, Ren and Sun, "Delving deep into rectifiers" (2015), whatever they are shared by.
+figure 9.15 for the channels; Ngiam et al., "Tiled convolutional neural networks" (2010).
 """
 
 from typing import Any
@@ -78,10 +77,6 @@ class ConnectivityNet(nn.Module):
         self.conv2 = convolution(filters[0], filters[1], kernel_sizes[1], (height // 2, width // 2), groups)
         self.pool2 = MaxPool2d(2)
         self.fc = Linear(filters[1] * rows * columns, classes)
-        for layer in (self.conv1, self.conv2):
-            fan_in = layer.weight[..., 0, :, :, :].numel() // layer.weight[..., 0, 0, 0, 0].numel()
-            nn.init.normal_(layer.weight, std=(2 / fan_in) ** 0.5)
-            nn.init.zeros_(layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores [N, classes] of images [N, C, H, W]."""

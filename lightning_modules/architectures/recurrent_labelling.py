@@ -21,8 +21,7 @@ Images have any size: a stride of two makes (n + 1) // 2 of n pixels, and its tr
 
 Source: Goodfellow, Bengio and Courville, Deep Learning (2016), figure 9.17; Pinheiro and Collobert, "Recurrent
 convolutional neural networks for scene labeling" (2014), section 3.2; Yu and Koltun, "Multi-scale context aggregation
-by dilated convolutions" (2016), for the dilation. Weights before a ReLU are initialised as in He, Zhang, Ren and Sun,
-"Delving deep into rectifiers" (2015).
+by dilated convolutions" (2016), for the dilation.
 """
 
 from torch import Tensor, nn
@@ -75,10 +74,6 @@ class RecurrentLabelling(nn.Module):
                 ConvTranspose2d(filters, classes, 3, stride=2, padding=1),
             ]
         )
-        for layer in (*self.U, self.V[0]):
-            if isinstance(layer, Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(self.V[0].bias)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Scores [N, classes, H, W] of images [N, C, H, W]; in training those of every step, the last ones first."""

@@ -13,8 +13,7 @@ For signals of 1,024 samples and the default sizes the volumes are
     FC                   10     a score a class
 
 Source: Dai, Dai, Qu, Li and Das, "Very deep convolutional neural networks for raw waveforms" (2017), network M5 with a
-stage less and its batch norms, whose windows of 80 samples are here the odd 79. Weights are initialised as in He,
-Zhang, Ren and Sun, "Delving deep into rectifiers" (2015).
+stage less and fewer channels, whose windows of 80 samples are here the odd 79.
 """
 
 from itertools import pairwise
@@ -60,7 +59,6 @@ class SignalNet(nn.Module):
             self.body.append(Conv1d(few, many, kernel, stride=stride, padding=kernel // 2, bias=False))
             self.body.append(BatchNorm1d(many, activation="relu"))
             self.body.append(MaxPool1d(STRIDE))
-            nn.init.kaiming_normal_(self.body[-3].weight, nonlinearity="relu")
         self.average = AdaptiveAvgPool1d(1)
         self.fc = Linear(filters[-1], classes)
 

@@ -16,8 +16,7 @@ A stride of two makes (n + 1) // 2 of n pixels, and its transpose n again, be n 
 
 Source: Goodfellow, lecture slides for chapter 9 of Deep Learning (2016), "Major architectures", for the name and the
 idea; Long, Shelhamer and Darrell, "Fully convolutional networks for semantic segmentation" (2015), for transposed
-convolutions that are added to finer volumes. Weights are initialised as in He, Zhang, Ren and Sun, "Delving deep into
-rectifiers" (2015).
+convolutions that are added to finer volumes.
 """
 
 from itertools import pairwise

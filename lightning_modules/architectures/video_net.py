@@ -13,8 +13,7 @@ For videos of 8 frames of 24x24 and the default sizes the volumes are (frames, r
     FC                 9              a score a class
 
 Source: Tran, Bourdev, Fergus, Torresani and Paluri, "Learning spatiotemporal features with 3D convolutional networks"
-(2015), section 3, with fewer stages and an average for its fully connected layers. Weights are initialised as in He,
-Zhang, Ren and Sun, "Delving deep into rectifiers" (2015).
+(2015), section 3, with fewer stages and an average for its fully connected layers.
 """
 
 from itertools import pairwise
@@ -52,8 +51,6 @@ class VideoNet(nn.Module):
         for stage, (few, many) in enumerate(pairwise((input_shape[0], *filters))):
             pool = MaxPool3d(2 if stage else (1, 2, 2))
             self.body.append(Conv3d(few, many, 3, padding=1, activation="relu", pool=pool))
-            nn.init.kaiming_normal_(self.body[-1].weight, nonlinearity="relu")
-            nn.init.zeros_(self.body[-1].bias)
         self.average = AdaptiveAvgPool3d(1)
         self.fc = Linear(filters[-1], classes)
 
