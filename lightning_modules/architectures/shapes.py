@@ -2,6 +2,12 @@
 
 from torch import Tensor
 
+GRIDS = {  # by the number of axes
+    1: {"L": "length"},
+    2: {"H": "height", "W": "width"},
+    3: {"D": "depth", "H": "height", "W": "width"},
+}
+
 
 def halved(input_shape: tuple[int, int, int], times: int) -> tuple[int, int]:
     """Height and width after `times` poolings by two, each rounding down.
@@ -24,18 +30,20 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-def check_input_shape(input_shape: tuple[int, int, int], smallest: int) -> None:
+def check_input_shape(input_shape: tuple[int, ...], smallest: int | tuple[int, ...]) -> None:
     """Hold the images that a network is built for to what it can take.
 
+    Args:
+        input_shape: (C, *grid).
+        smallest: extents of the smallest grid; an int stands for both sides of an image.
+
     Raises:
-        ValueError: the images have no channel, or a side of less than `smallest` pixels.
+        ValueError: the images have no channel, an extent is smaller, or there are more or fewer of them.
     """
-    channels, height, width = input_shape
-    if channels < 1 or min(height, width) < smallest:
-        raise ValueError(
-            f"input_shape must be (channels, height, width) of at least (1, {smallest}, {smallest}), "
-            f"got {tuple(input_shape)}"
-        )
+    least = (1, smallest, smallest) if isinstance(smallest, int) else (1, *smallest)
+    if len(input_shape) != len(least) or any(n < m for n, m in zip(input_shape, least, strict=True)):
+        grid = ", ".join(GRIDS[len(least) - 1].values())
+        raise ValueError(f"input_shape must be (channels, {grid}) of at least {least}, got {tuple(input_shape)}")
 
 
 def check_images(images: Tensor, input_shape: tuple[int, int, int]) -> None:
@@ -49,13 +57,22 @@ def check_images(images: Tensor, input_shape: tuple[int, int, int]) -> None:
         raise ValueError(f"images must be [N, {channels}, {height}, {width}], got {list(images.shape)}")
 
 
-def check_any_size(images: Tensor, channels: int, smallest: int) -> None:
-    """Hold a batch of images to what a network takes whose images may have any size from `smallest` pixels on.
+def check_any_size(images: Tensor, channels: int, smallest: int | tuple[int, ...]) -> None:
+    """Hold a batch of images to what a network takes whose images may have any size from `smallest` on.
+
+    Args:
+        images: should be [N, channels, *grid].
+        smallest: as of `check_input_shape`.
 
     Raises:
-        ValueError: `images` is not [N, channels, H, W], or H or W is less than `smallest`.
+        ValueError: `images` has another number of channels or axes, or an extent is smaller.
     """
-    if images.ndim != 4 or images.shape[1] != channels or min(images.shape[2:]) < smallest:
+    least = (smallest, smallest) if isinstance(smallest, int) else smallest
+    fits = images.ndim == len(least) + 2 and images.shape[1] == channels
+    if not fits or any(n < m for n, m in zip(images.shape[2:], least, strict=True)):
+        letters = GRIDS[len(least)]
+        extents = str(least[0]) if len(set(least)) == 1 else " and ".join(map(str, least))
         raise ValueError(
-            f"images must be [N, {channels}, H, W] with H and W of at least {smallest}, got {list(images.shape)}"
+            f"images must be [N, {channels}, {', '.join(letters)}] with {' and '.join(letters)} of at least {extents}, "
+            f"got {list(images.shape)}"
         )

@@ -1,0 +1,124 @@
+"""Training of a network that labels every pixel: cross-entropy, and accuracy and mean IoU on each split."""
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from lightning_modules.module import Batch, NetworkModule, Outputs, check_labels, split_outputs
+
+
+class DensePredictions(NamedTuple):
+    """What the network makes of a batch, each [N, H, W]: the true class, the predicted one and its probability."""
+
+    label: Tensor
+    prediction: Tensor
+    probability: Tensor
+
+
+class DensePredictor(NetworkModule):
+    """Any network from images to scores of every pixel, trained by cross-entropy.
+
+    Logs `loss`, `accuracy` (of pixels) and `mean_iou` under `train/`, `val/` and `test/`, once an epoch. The mean IoU
+    is that of the data set: intersections and unions are summed over all pixels of a split, and their ratios averaged
+    over the classes that occur in it, labelled or predicted (Everingham et al., "The Pascal visual object classes
+    challenge: a retrospective", 2015). Its checkpoints hold tensors and plain values only.
+
+    Args:
+        network: maps images [N, C, H, W] to scores [N, network.classes, H, W]. In training it may give a tuple, the
+            scores and auxiliary ones of the same shape.
+        optimizer: makes the optimizer of the parameters.
+        lr_scheduler: makes the schedule of its learning rate, stepped once an epoch; None keeps the rate constant.
+        auxiliary_weight: of the cross-entropy of each auxiliary output in the loss that is trained.
+        ignore_index: label of pixels that count neither in the loss nor in the metrics.
+
+    Raises:
+        ValueError: while running, labels are not [N, H, W], or one is outside the classes.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        auxiliary_weight: float = 1.0,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(network, optimizer, lr_scheduler)
+        self.auxiliary_weight = auxiliary_weight
+        self.ignore_index = ignore_index
+        self.classes = cast(int, network.classes)
+        self.train_metrics, self.val_metrics, self.test_metrics = (
+            self._metrics(split) for split in ("train", "val", "test")
+        )
+
+    def setup(self, stage: str) -> None:
+        """Raises ValueError if the data have more classes than the network has scores."""
+        given = getattr(getattr(self.trainer, "datamodule", None), "classes", 0)
+        if given > self.classes:
+            raise ValueError(
+                f"the data have {given} classes, but the network only {self.classes} scores: set its classes"
+            )
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Looks at the labels where they are loaded: on a GPU it would have to wait for them."""
+        check_labels(batch[1], self.classes, self.ignore_index)
+        return batch
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Scores [N, classes, H, W] of images [N, C, H, W]."""
+        return self.network(images)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._step(batch, "train", self.train_metrics)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "test", self.test_metrics)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> DensePredictions:
+        images, labels = batch
+        scores, _ = split_outputs(self(images))
+        probability, prediction = scores.softmax(dim=1).max(dim=1)
+        return DensePredictions(labels, prediction, probability)
+
+    def _metrics(self, split: str) -> MetricCollection:
+        known: dict[str, Any] = {
+            "num_classes": self.classes,
+            "ignore_index": self.ignore_index,
+            "validate_args": False,
+        }
+        metrics: dict[str, Metric | MetricCollection] = {
+            "accuracy": MulticlassAccuracy(average="micro", **known),
+            "mean_iou": MulticlassJaccardIndex(average="macro", **known),
+        }
+        return MetricCollection(metrics, prefix=f"{split}/")
+
+    def _step(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
+        images, labels = batch
+        scores, auxiliary = split_outputs(self(images))
+        loss = self._cross_entropy(scores, labels)
+        metrics.update(scores.argmax(dim=1), labels)
+        kept: dict[str, Any] = {
+            "on_step": False,
+            "on_epoch": True,
+            "prog_bar": split == "val",
+            "batch_size": len(labels),
+        }
+        self.log(f"{split}/loss", loss, sync_dist=True, **kept)
+        self.log_dict(metrics, **kept)
+        losses = [self._cross_entropy(output, labels) for output in auxiliary]
+        return loss + self.auxiliary_weight * torch.stack(losses).sum() if losses else loss
+
+    def _cross_entropy(self, scores: Tensor, labels: Tensor) -> Tensor:
+        if labels.shape != scores[:, 0].shape:
+            raise ValueError(f"labels must be {list(scores[:, 0].shape)}, one a pixel, got {list(labels.shape)}")
+        pixels = scores.movedim(1, -1).flatten(0, -2)  # [N H W, classes]: CUDA's loss over a grid is not deterministic
+        ignored = -100 if self.ignore_index is None else self.ignore_index
+        return F.cross_entropy(pixels, labels.flatten(), ignore_index=ignored)

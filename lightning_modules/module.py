@@ -1,0 +1,59 @@
+"""What the LightningModules share: a network, its optimiser from the recipe, and what the labels must be."""
+
+from typing import cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, Tensor]  # images [N, C, *grid], labels [N] or [N, *grid]
+Outputs = Tensor | tuple[Tensor, ...]  # scores [N, classes, *], in training with auxiliary ones after them
+
+
+class NetworkModule(pl.LightningModule):
+    """A network, and how its parameters are optimised.
+
+    Args:
+        network: its attribute `input_shape` gives one input (C, *grid).
+        optimizer: makes the optimizer of the parameters.
+        lr_scheduler: makes the schedule of its learning rate, stepped once an epoch; None keeps the rate constant.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.example_input_array = torch.zeros(1, *cast("tuple[int, ...]", network.input_shape))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer(self.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+
+
+def check_labels(labels: Tensor, classes: int, ignored: int | None = None) -> None:
+    """Hold labels to the classes that a network tells apart.
+
+    Raises:
+        ValueError: a label is neither one of 0 to classes - 1 nor the ignored one.
+    """
+    wrong = (labels < 0) | (labels >= classes)
+    if ignored is not None:
+        wrong &= labels != ignored
+    if wrong.any():
+        accepted = f"0 to {classes - 1}" if ignored is None else f"0 to {classes - 1}, or {ignored} to be ignored"
+        raise ValueError(f"labels must be {accepted}, for a network with {classes} scores, got {labels[wrong][0]}")
+
+
+def split_outputs(outputs: Outputs) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The scores of a network, and its auxiliary scores, which only some have and only in training."""
+    return (outputs, ()) if isinstance(outputs, Tensor) else (outputs[0], outputs[1:])
