@@ -1,7 +1,7 @@
 """Scenes of real digits on real photographs with a label for each pixel, no download.
 
-Each scene is a crop of a photograph, in whose cells digits are written: enlarged, shifted, and in a colour half the
-range away from the mean of what they cover.
+Each scene is a crop of a dimmed photograph, in whose cells digits are written: enlarged, shifted, and in a light colour
+of their own.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,8 @@ from lightning_modules.data.splits import SplitDataModule, Splits, check_positiv
 EDGE = 1  # pixels of paper around a digit, so that its outermost ink fades, too
 SHARPNESS = 4.0  # of the edges of the enlarged ink, in digits' grey levels a level
 INK = 0.4  # darkness from which on a pixel is ink; the strokes of many digits are no darker than half
-VARIATION = 0.15  # of a digit's colour, to both sides
+PAPER = 0.6  # brightness to which the photographs are dimmed
+INK_COLOR = (0.7, 1.0)  # darkest and lightest, of each channel of each digit by itself
 EVAL_BATCH = 20  # scenes of one size
 
 
@@ -43,7 +44,7 @@ class SceneMaker:
     def draw(self, count: int, size: tuple[int, int], generator: torch.Generator | None = None) -> Batch:
         """Images [count, C, *size] in -1 to 1, and labels [count, *size]: 0 background, 1 to 10 the digits 0 to 9."""
         which = torch.randint(len(self.part.blocks), (count,), generator=generator)
-        paper = self.part.crops(which, size, generator)
+        paper = PAPER * self.part.crops(which, size, generator)
         cell = self.digit_sizes[1]
         rows, columns = size[0] // cell, size[1] // cell
         shape = (count, rows, columns)
@@ -52,9 +53,9 @@ class SceneMaker:
         ink = self._written(chosen.flatten(), generator).view(*shape, cell, cell) * written[..., None, None]
         label = (self.labels[chosen] + 1)[..., None, None] * (ink > 0.5)
 
-        mean = F.adaptive_avg_pool2d(paper, (rows, columns))  # [count, C, rows, columns]
-        color = (mean + 0.5 + VARIATION * (2 * torch.rand(mean.shape, generator=generator) - 1)) % 1
-        color = color[..., None, None].expand(*mean.shape, cell, cell)
+        darkest, lightest = INK_COLOR
+        color = darkest + (lightest - darkest) * torch.rand(count, paper.shape[1], rows, columns, generator=generator)
+        color = color[..., None, None].expand(*color.shape, cell, cell)
 
         top, left = (
             int(torch.randint(extent - cell * cells + 1, (), generator=generator))
@@ -76,7 +77,7 @@ class SceneMaker:
         maps[:, 0, 0] = maps[:, 1, 1] = scale
         maps[:, :, 2] = -scale[:, None] * shift
         places = F.affine_grid(maps, [len(chosen), 1, cell, cell], align_corners=False)
-        grey = F.grid_sample(self.ink[chosen], places, align_corners=False)[:, 0]
+        grey = F.grid_sample(self.ink[chosen], places, mode="bicubic", align_corners=False)[:, 0]
         return (SHARPNESS * (grey - INK) + 0.5).clamp(0, 1)
 
 
@@ -145,10 +146,10 @@ class DigitScenesDataModule(SplitDataModule):
     def __init__(
         self,
         batch_size: int = 16,
-        sizes: Sequence[int] = (48, 64, 80),
+        sizes: Sequence[int] = (48, 56, 64),
         color: bool = True,
-        digit_sizes: tuple[int, int] = (16, 24),
-        density: float = 0.6,
+        digit_sizes: tuple[int, int] = (18, 24),
+        density: float = 0.9,
         train_samples: int = 800,
         eval_samples: int = 200,
         num_workers: int = 0,
