@@ -3,13 +3,13 @@
 For videos of 8 frames of 24x24 and the default sizes the volumes are (frames, rows, columns, channels)
 
     INPUT          8 x 24 x 24 x  1
-    CONV1 + RELU   8 x 24 x 24 x 16   3x3x3 windows, as all
-    POOL1          8 x 12 x 12 x 16   the largest of each 1x2x2 window: time is kept at first
-    CONV2 + RELU   8 x 12 x 12 x 32
-    POOL2          4 x  6 x  6 x 32   2x2x2 windows from here on
-    CONV3 + RELU   4 x  6 x  6 x 64
-    POOL3          2 x  3 x  3 x 64
-    AVERAGE        1 x  1 x  1 x 64   over what positions are left: videos have any size
+    CONV1 + RELU   8 x 24 x 24 x  8   3x3x3 windows, as all
+    POOL1          8 x 12 x 12 x  8   the largest of each 1x2x2 window: time is kept at first
+    CONV2 + RELU   8 x 12 x 12 x 16
+    POOL2          4 x  6 x  6 x 16   2x2x2 windows from here on
+    CONV3 + RELU   4 x  6 x  6 x 32
+    POOL3          2 x  3 x  3 x 32
+    AVERAGE        1 x  1 x  1 x 32   over what positions are left: videos have any size
     FC                 9              a score a class
 
 Source: Tran, Bourdev, Fergus, Torresani and Paluri, "Learning spatiotemporal features with 3D convolutional networks"
@@ -39,7 +39,7 @@ class VideoNet(nn.Module):
     def __init__(
         self,
         input_shape: tuple[int, int, int, int] = (1, 8, 24, 24),
-        filters: tuple[int, ...] = (16, 32, 64),
+        filters: tuple[int, ...] = (8, 16, 32),
         classes: int = 9,
     ) -> None:
         super().__init__()

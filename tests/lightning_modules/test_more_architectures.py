@@ -207,11 +207,11 @@ def test_volumes_of_the_signal_network():
 def test_volumes_of_the_video_network():
     network, videos = VideoNet(), torch.randn(2, 1, 8, 24, 24)
     assert volumes(network.body, videos) == {
-        "0": (2, 16, 8, 12, 12),
-        "1": (2, 32, 4, 6, 6),
-        "2": (2, 64, 2, 3, 3),
+        "0": (2, 8, 8, 12, 12),
+        "1": (2, 16, 4, 6, 6),
+        "2": (2, 32, 2, 3, 3),
     }
-    assert volumes(network, videos) == {"body": (2, 64, 2, 3, 3), "average": (2, 64, 1, 1, 1), "fc": (2, 9)}
+    assert volumes(network, videos) == {"body": (2, 32, 2, 3, 3), "average": (2, 32, 1, 1, 1), "fc": (2, 9)}
     assert network(torch.randn(1, 1, *network.smallest)).shape == (1, 9)
 
 
