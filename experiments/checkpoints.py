@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.finite import not_finite
+
 
 def find_checkpoint(given: str, runs: Path) -> Path:
     """The file that `--ckpt_path` means.
@@ -66,6 +68,20 @@ def check_fits(state: dict[str, Tensor], module: nn.Module, path: Path) -> None:
     if differences:
         more = f", and {len(differences) - 1} more differ" if len(differences) > 1 else ""
         raise ValueError(f"checkpoint {path} is of another architecture: {differences[0]}{more}")
+
+
+def check_finite(state: dict[str, Tensor], path: Path) -> None:
+    """Raises ValueError, which names them, if weights of a checkpoint are NaN or infinite."""
+    names = list(not_finite(state))
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise ValueError(f"checkpoint {path} holds weights that are not finite: {names[0]}{more}")
+
+
+def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
+    """Raises ValueError if a checkpoint has no state of the optimizer."""
+    if not {"optimizer_states", "lr_schedulers", "loops"} <= checkpoint.keys():
+        raise ValueError(f"checkpoint {path} holds weights only: it can be evaluated, but no training resumed from it")
 
 
 def _unsafe_globals(path: Path) -> list[str]:

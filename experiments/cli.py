@@ -19,7 +19,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -27,8 +27,10 @@ from threadpoolctl import threadpool_limits
 
 import kernels
 from experiments import COMMANDS
-from experiments.checkpoints import check_fits, find_checkpoint, read_checkpoint
+from experiments.checkpoints import check_finite, check_fits, check_resumable, find_checkpoint, read_checkpoint
 from kernels.backend import INTERPRETING, explain, launch_count
+from lightning_modules.finite import FiniteLoss
+from lightning_modules.reproducibility import ExactResume, LastCheckpoint, ShareWeights
 
 BEST = "hp/best_monitored"  # what the checkpoints are chosen by; TensorBoard lists the hyper-parameters beside it
 
@@ -45,7 +47,8 @@ class SaveRecipe(SaveConfigCallback):
         parameters = {key: config[key] for key in ("seed_everything", "model", "data")}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(parameters, {BEST: float("nan")})  # not known yet
+                unknown = {BEST: float("nan")} if config["ckpt_path"] is None else None  # a resumed run has it
+                logger.log_hyperparams(parameters, unknown)
             else:
                 logger.log_hyperparams(parameters)
 
@@ -53,7 +56,9 @@ class SaveRecipe(SaveConfigCallback):
 class ConvnetsCLI(LightningCLI):
     """`convnets fit|validate|test|predict`.
 
-    Only `fit` writes logs. Checkpoints are read with `weights_only=True`, and before anything is trained.
+    Only `fit` writes logs. Checkpoints are read with `weights_only=True`, and before anything is trained. Callbacks that
+    a recipe need not name see to it that a run resumes exactly, gives the same result on several processes, and stops
+    when its loss is NaN.
     """
 
     def __init__(self) -> None:
@@ -77,6 +82,12 @@ class ConvnetsCLI(LightningCLI):
             default=os.environ.get("CONVNETS_BACKEND") or "auto",
             help="Who computes the layers. auto: Triton on a GPU, PyTorch on the CPU.",
         )
+        parser.add_argument(
+            "--compile",
+            type=bool | str,
+            default=False,
+            help="Whether torch.compile compiles the network, with TorchInductor or the backend of that name.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         try:
@@ -90,9 +101,12 @@ class ConvnetsCLI(LightningCLI):
         if self.options.ckpt_path is not None:
             self.checkpoint = find_checkpoint(str(self.options.ckpt_path), runs_directory(self.options.trainer))
             self.options.ckpt_path = str(self.checkpoint)
-            self.state_dict = read_checkpoint(self.checkpoint)["state_dict"]
+            content = read_checkpoint(self.checkpoint)
+            self.state_dict = content["state_dict"]
+            check_finite(self.state_dict, self.checkpoint)
             if self.config.subcommand == "fit":
-                resume_in_place(self.options.trainer, self.checkpoint)
+                check_resumable(content, self.checkpoint)
+                resume_in_place(self.options.trainer, self.checkpoint, content["global_step"])
 
     def before_instantiate_classes(self) -> None:
         kernels.use_backend(self.options.backend)
@@ -101,10 +115,15 @@ class ConvnetsCLI(LightningCLI):
             threadpool_limits(1)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        if self.subcommand != "fit":
+        if self.subcommand == "fit":
+            self.trainer_defaults["callbacks"] = [FiniteLoss(), ShareWeights(), ExactResume()]
+        else:
             self.save_config_callback = None
             kwargs["logger"] = False
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if trainer.fast_dev_run:  # Lightning would still write the last checkpoint
+            trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, Checkpoint)]
+        return trainer
 
     def after_instantiate_classes(self) -> None:
         try:
@@ -114,6 +133,8 @@ class ConvnetsCLI(LightningCLI):
         self._say(backend)
         if self.trainer.strategy.root_device.type == "cuda":
             pack_weights(self.model)
+        if self.options.compile:
+            compile_network(self.model, self.options.compile)
         if self.checkpoint is not None:
             check_fits(self.state_dict, self.model, self.checkpoint)
         elif self.subcommand != "fit":
@@ -127,9 +148,9 @@ class ConvnetsCLI(LightningCLI):
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
-            last = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
-            kept = f"resume with the same command and --ckpt_path {last}" if last else "no epoch was finished"
-            raise KeyboardInterrupt(kept) from None
+            last = next((kept.path for kept in self.trainer.callbacks if isinstance(kept, LastCheckpoint)), None)
+            advice = f"resume with the same command and --ckpt_path {last}" if last else "no checkpoint was written"
+            raise KeyboardInterrupt(advice) from None
         self.training_seconds = time.perf_counter() - started
         self.training_launches = launch_count() - launched
 
@@ -202,16 +223,31 @@ def pack_weights(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
 
 
-def resume_in_place(trainer: Namespace, checkpoint: Path) -> None:
+def compile_network(model: torch.nn.Module, backend: bool | str) -> None:
+    """Have torch.compile compile a model's network in place, which leaves the names in its checkpoints alone.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    known = torch.compiler.list_backends(exclude_tags=())
+    if isinstance(backend, str) and backend not in known:
+        raise ValueError(f"--compile must be true, false or one of {', '.join(known)}, got {backend!r}")
+    network = getattr(model, "network", model)
+    network.compile(backend=backend if isinstance(backend, str) else "inductor")
+
+
+def resume_in_place(trainer: Namespace, checkpoint: Path, step: int) -> None:
     """Let a run that is resumed from a checkpoint of an earlier one go on in its log directory.
 
-    Its curves go on, too, and what was the best checkpoint stays it until there is a better one.
+    Its curves go on, too, without what was logged after the checkpoint, and what was the best checkpoint stays it until
+    there is a better one.
     """
     run = checkpoint.parent.parent
     logger = trainer.logger
     mine = isinstance(logger, Namespace) and run.parent.resolve() == runs_directory(trainer).resolve()
     if mine and "init_args" in logger and logger.init_args.get("version") is None:
         logger.init_args.version = run.name
+        logger.init_args.purge_step = step
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, default_convert
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_modules.classifier import Batch
+from lightning_modules.data.loading import loader
 
 DARKEST = 16.0  # pixels count the dark ones of a 4x4 block of the scan
 EVALUATION_FRACTION = 0.15  # of all digits for validation, and as many for the test
@@ -91,13 +92,13 @@ class DigitsDataModule(pl.LightningDataModule):
         self.val, self.test = (BatchedImages(images[part], labels[part]) for part in (val, test))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train, self.batch_size, shuffle=True)
+        return loader(self.train, self.batch_size, shuffle=True, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.val, len(self.val))
+        return loader(self.val, len(self.val), num_workers=self.num_workers)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test, len(self.test))
+        return loader(self.test, len(self.test), num_workers=self.num_workers)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         return self.test_dataloader()
@@ -107,16 +108,6 @@ class DigitsDataModule(pl.LightningDataModule):
             indices.numpy(), test_size=held_out, stratify=labels[indices].numpy(), random_state=self.split_seed
         )
         return torch.from_numpy(kept), torch.from_numpy(out)
-
-    def _loader(self, dataset: BatchedImages, batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            collate_fn=default_convert,
-        )
 
 
 def shifted(images: Tensor, max_shift: int) -> Tensor:
