@@ -53,6 +53,33 @@ class SaveRecipe(SaveConfigCallback):
                 logger.log_hyperparams(parameters)
 
 
+class CompileNetwork(pl.Callback):
+    """Has torch.compile compile the network in place, which leaves the names in checkpoints alone.
+
+    Not before the first step: what shows its layers and its graph must see them.
+
+    Args:
+        backend: name of one of torch.compile's; True is TorchInductor.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+
+    def __init__(self, backend: str | Literal[True]) -> None:
+        self.backend = "inductor" if backend is True else backend
+        if self.backend not in torch.compiler.list_backends(exclude_tags=()):
+            known = ", ".join(("true", "false", "eager", *torch.compiler.list_backends()))
+            raise ValueError(f"--compile must be one of {known}, got {backend!r}")
+        self._done = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._done:
+            pl_module.network.compile(backend=self.backend)
+        self._done = True
+
+    on_validation_start = on_test_start = on_predict_start = on_train_start
+
+
 class ConvnetsCLI(LightningCLI):
     """`convnets fit|validate|test|predict`.
 
@@ -121,6 +148,8 @@ class ConvnetsCLI(LightningCLI):
             self.save_config_callback = None
             kwargs["logger"] = False
         trainer = super().instantiate_trainer(**kwargs)
+        if self.options.compile:
+            trainer.callbacks.insert(0, CompileNetwork(self.options.compile))
         if trainer.fast_dev_run:  # Lightning would still write the last checkpoint
             trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, Checkpoint)]
         return trainer
@@ -133,8 +162,6 @@ class ConvnetsCLI(LightningCLI):
         self._say(backend)
         if self.trainer.strategy.root_device.type == "cuda":
             pack_weights(self.model)
-        if self.options.compile:
-            compile_network(self.model, self.options.compile)
         if self.checkpoint is not None:
             check_fits(self.state_dict, self.model, self.checkpoint)
         elif self.subcommand != "fit":
@@ -223,19 +250,6 @@ def pack_weights(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
 
 
-def compile_network(model: torch.nn.Module, backend: bool | str) -> None:
-    """Have torch.compile compile a model's network in place, which leaves the names in its checkpoints alone.
-
-    Raises:
-        ValueError: there is no such backend.
-    """
-    known = torch.compiler.list_backends(exclude_tags=())
-    if isinstance(backend, str) and backend not in known:
-        raise ValueError(f"--compile must be true, false or one of {', '.join(known)}, got {backend!r}")
-    network = getattr(model, "network", model)
-    network.compile(backend=backend if isinstance(backend, str) else "inductor")
-
-
 def resume_in_place(trainer: Namespace, checkpoint: Path, step: int) -> None:
     """Let a run that is resumed from a checkpoint of an earlier one go on in its log directory.
 
@@ -283,8 +297,25 @@ def quieten() -> None:
     """Leave out what Lightning says that is of no use here."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the data are in memory
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run goes on in its directory
+    warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer`.*")  # a LightningModule may
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of PyTorch
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip" not in record.msg)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Raises ValueError for those errors of libraries that the user can put right."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        first, *_ = str(error).splitlines() or [""]
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search(r"allocate memory|overflow", first):
+            size = re.search(r"tried to allocate ([\d.]+ \w+)|allocate ([\d.]+ \w+)", first, re.IGNORECASE)
+            wanted = f" ({size[1] or size[2]} at once)" if size else ""
+            raise ValueError(f"not enough memory{wanted}: use smaller images, batches or networks") from error
+        raise
 
 
 def run() -> int:
@@ -294,8 +325,6 @@ def run() -> int:
         ValueError: whatever the user can put right.
     """
     quieten()
-    try:
+    with one_line_errors():
         ConvnetsCLI()
-    except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
     return 0

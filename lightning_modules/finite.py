@@ -1,6 +1,8 @@
 """Stopping a training that has produced NaN or infinity, and saying where it came from."""
 
+import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -52,7 +54,9 @@ def first_not_finite(module: nn.Module, images: Tensor) -> str | None:
 
         handles.append(layer.register_forward_hook(look))
     try:
-        with torch.compiler.set_stance("force_eager"):
+        # What compiles is not imported for this: that takes seconds.
+        compiling = "torch._dynamo" in sys.modules
+        with torch.compiler.set_stance("force_eager") if compiling else nullcontext():
             module(images)
     finally:
         for handle in handles:

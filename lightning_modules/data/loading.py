@@ -122,12 +122,11 @@ class BatchNumbers(DistributedSampler[int]):
 
     def __init__(self, batches: Batches) -> None:
         super().__init__(batches, num_replicas=1, rank=0, shuffle=False)
-        self.start = 0  # of the next epoch, once
+        self.start = 0  # position in the epoch
 
     def __iter__(self) -> Iterator[int]:
-        start, self.start = self.start, 0
         first = self.epoch * len(self.dataset)
-        return iter(range(first + start, first + len(self.dataset)))
+        return iter(range(first + self.start, first + len(self.dataset)))
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -140,7 +139,9 @@ class ResumableLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator, so that workers start at the first batch: Lightning asks for an iterator, then sets the epoch.
         self.given = getattr(self.sampler, "start", 0)  # none where Lightning overfits: it has put in another sampler
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        self.sampler.start = 0
+        for batch in batches:
             self.given += 1
             yield batch
 
