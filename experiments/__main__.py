@@ -81,11 +81,28 @@ def main() -> int:
         return 130
     except Exception as error:
         if not first_to_fail():
-            return 2
+            return failed()
         if os.environ.get("CONVNETS_DEBUG") == "1" or not isinstance(error, (ValueError, TypeError, OSError)):
             raise
-        print("convnets: error:", in_one_line(str(error)), file=sys.stderr)
-        return 2
+        print("convnets: error:", in_one_line(str(error)), file=sys.stderr, flush=True)
+        return failed()
+
+
+def failed() -> int:
+    """The exit code of a process that has failed.
+
+    Lightning kills the first process once one that it has started ends with another code than 0: before the first
+    itself notices that and ends with its own code, as it does where they are connected by gloo.
+    """
+    started_by_lightning = not first_process() and "RANK" not in os.environ and "SLURM_PROCID" not in os.environ
+    distributed = connected()
+    return 0 if started_by_lightning and distributed and distributed.get_backend() == "gloo" else 2
+
+
+def connected() -> Any:
+    """torch.distributed, where this process trains together with others."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    return distributed if distributed and distributed.is_available() and distributed.is_initialized() else None
 
 
 def first_process() -> bool:
@@ -99,8 +116,8 @@ def first_to_fail() -> bool:
 
     The error of another may be a consequence, or the same. Before they are connected, all have the same.
     """
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+    distributed = connected()
+    if not distributed:
         return first_process()
     try:
         return bool(distributed.distributed_c10d._get_default_store().add("convnets/failed", 1) == 1)

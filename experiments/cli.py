@@ -14,7 +14,7 @@ from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -74,7 +74,7 @@ class CompileNetwork(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._done:
-            pl_module.network.compile(backend=self.backend)
+            cast(torch.nn.Module, pl_module.network).compile(backend=self.backend)
         self._done = True
 
     on_validation_start = on_test_start = on_predict_start = on_train_start
@@ -83,8 +83,8 @@ class CompileNetwork(pl.Callback):
 class ConvnetsCLI(LightningCLI):
     """`convnets fit|validate|test|predict`.
 
-    Only `fit` writes logs. Checkpoints are read with `weights_only=True`, and before anything is trained. Callbacks that
-    a recipe need not name see to it that a run resumes exactly, gives the same result on several processes, and stops
+    Only `fit` writes logs. Checkpoints are read with `weights_only=True`, and before anything is trained. Callbacks
+    that no recipe names see to it that a run resumes exactly, gives the same result on several processes, and stops
     when its loss is NaN.
     """
 
@@ -147,12 +147,12 @@ class ConvnetsCLI(LightningCLI):
         else:
             self.save_config_callback = None
             kwargs["logger"] = False
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer: Any = super().instantiate_trainer(**kwargs)
         if self.options.compile:
             trainer.callbacks.insert(0, CompileNetwork(self.options.compile))
         if trainer.fast_dev_run:  # Lightning would still write the last checkpoint
             trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, Checkpoint)]
-        return trainer
+        return cast(pl.Trainer, trainer)
 
     def after_instantiate_classes(self) -> None:
         try:
@@ -175,7 +175,10 @@ class ConvnetsCLI(LightningCLI):
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
-            last = next((kept.path for kept in self.trainer.callbacks if isinstance(kept, LastCheckpoint)), None)
+            kept = (
+                callback.path for callback in self.trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)
+            )
+            last = next(kept, None)
             advice = f"resume with the same command and --ckpt_path {last}" if last else "no checkpoint was written"
             raise KeyboardInterrupt(advice) from None
         self.training_seconds = time.perf_counter() - started

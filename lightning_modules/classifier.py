@@ -117,8 +117,10 @@ class Classifier(pl.LightningModule):
         optimizer = self.optimizer(self.parameters())
         if self.lr_scheduler is None:
             return optimizer
-        schedule = {"scheduler": self.lr_scheduler(optimizer), "interval": self.lr_scheduler_interval}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": self.lr_scheduler_interval},
+        }
 
     def _accuracy(self, top: int = 1) -> MulticlassAccuracy:
         return MulticlassAccuracy(self.classes, top_k=top, average="micro", validate_args=False)

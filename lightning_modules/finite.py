@@ -34,7 +34,9 @@ class FiniteLoss(pl.Callback):
                 origin = first_not_finite(pl_module, images) or "all layers gave finite outputs, the loss itself is not"
             raise ValueError(f"the loss is {loss.item()} in {_place(trainer)}: {origin}{_weights(pl_module)}")
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         if any(not_finite(checkpoint["state_dict"])):
             raise ValueError(f"the weights are not finite after {_place(trainer)}{_weights(pl_module)}")
 

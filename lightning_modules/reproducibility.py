@@ -1,4 +1,4 @@
-"""Callbacks for a run to give the same weights whether it is interrupted or not, and however its batches are divided."""
+"""Callbacks for a run to give the same weights, interrupted or not, and however its batches are divided."""
 
 import random
 from contextlib import suppress
@@ -17,7 +17,7 @@ KEY = "processes"  # of a checkpoint: what each process adds to it
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `checkpoints/last.ckpt` in the run's directory, for a run that ends for whatever reason to go on from there.
+    """Keeps `checkpoints/last.ckpt` in the run's directory, for a run that ends for any reason to go on from there.
 
     It is written at the end of each epoch, and within epochs only where Lightning can resume exactly: after a step of
     the optimizer, and not before a validation that it would then leave out. It always replaces a complete one.
@@ -59,7 +59,7 @@ class LastCheckpoint(Checkpoint):
         if due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save(trainer)
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def _save(self, trainer: Any) -> None:
         if not trainer.fast_dev_run:
             self.path = Path(trainer.log_dir or trainer.default_root_dir, "checkpoints", "last.ckpt")
             self._saved = trainer.global_step
@@ -80,14 +80,18 @@ class ExactResume(pl.Callback):
         self._checkpoint: dict[str, Any] = {}  # while resuming
         self._logged: dict[str, dict[str, Any]] = {}  # until the first step
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         mine = {"random": random_state(pl_module.device), "logged": logged_so_far(trainer)}
         everyones: list[Any] = [mine] * trainer.world_size
         if trainer.world_size > 1:
             distributed.all_gather_object(everyones, mine)
         checkpoint[KEY] = everyones
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         if trainer.state.fn == "fit":
             self._checkpoint = checkpoint
 

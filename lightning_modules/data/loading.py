@@ -112,7 +112,9 @@ class Batches(Dataset[Any]):
         return self._order[1]
 
     def _seed(self, *purpose: int) -> int:
-        return int(np.random.SeedSequence((*self.seed, *purpose)).generate_state(1)[0])  # torch's generator takes 32 bits
+        return int(
+            np.random.SeedSequence((*self.seed, *purpose)).generate_state(1)[0]
+        )  # torch's generator takes 32 bits
 
 
 class BatchNumbers(DistributedSampler[int]):
@@ -158,7 +160,7 @@ class ResumableLoader(DataLoader[Any]):
         if any(state[key] != here[key] for key in ("samples", "batch_size")):
             raise ValueError(
                 f"the checkpoint is from the middle of an epoch of {state['samples']} samples in batches of "
-                f"{state['batch_size']}, and cannot be resumed with {here['samples']} in batches of {here['batch_size']}"
+                f"{state['batch_size']}: it cannot be resumed with {here['samples']} in batches of {here['batch_size']}"
             )
         self.sampler.start = state["given"] % len(self.sampler)
 

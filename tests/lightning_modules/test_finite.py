@@ -28,8 +28,8 @@ def test_stops_at_the_loss_and_names_weights(tmp_path):
     module = Plain()
     with torch.no_grad():
         module.network[2].weight[0, 0] = torch.inf
-    with pytest.raises(ValueError, match=r"the loss is (nan|-?inf) in epoch 0, step 0: network.2 \(Linear\) is the first "
-                       r"layer with such an output; not finite among the weights: network.2.weight$"):  # fmt: skip
+    says = r"the loss is (nan|-?inf) in epoch 0, step 0: network.2 \(Linear\) is the first layer with such an output"
+    with pytest.raises(ValueError, match=f"{says}; not finite among the weights: network.2.weight$"):
         fit(tmp_path, module, [FiniteLoss()])
 
 

@@ -32,6 +32,7 @@ class Plain(pl.LightningModule):
         self.drop = nn.Dropout(0.0)
         self.optimizer = optimizer
         self.metric = MeanMetric()
+        self.validated: list[tuple[int, float]] = []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images)
@@ -46,7 +47,7 @@ class Plain(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
-        self.log("val", self(batch[0]).mean())
+        self.validated.append((self.trainer.global_step, self(batch[0]).mean().item()))
 
     def configure_optimizers(self) -> torch.optim.lr_scheduler.LRScheduler:
         optimizer = self.optimizer(self.parameters(), lr=0.1)
@@ -109,24 +110,27 @@ def same(one: Any, other: Any) -> bool:
 def test_resumed_from_any_checkpoint_all_is_as_without_interruption(tmp_path, options):
     options = {"limit_train_batches": None, **options}
 
-    def run(path: Path, *more: pl.Callback, **resumed) -> tuple[dict, dict[str, torch.Tensor]]:
+    def run(path: Path, *more: pl.Callback, **resumed) -> tuple[dict, dict[str, torch.Tensor], list]:
         torch.manual_seed(0)
         module = Plain()
         module.drop.p = 0.3
         trainer = fit(path, module, [ExactResume(), LastCheckpoint(1), *more], **options, **resumed)
         end = torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)
-        return end, {name: value for name, value in trainer.callback_metrics.items() if name != "mean_step"}
+        logged = {name: value for name, value in trainer.callback_metrics.items() if name != "mean_step"}
+        return end, logged, module.validated
 
     copies = Copies(tmp_path)
-    end, metrics = run(tmp_path, copies)
+    end, metrics, validated = run(tmp_path, copies)
     distinct = {path.read_bytes(): path for path in copies.kept}.values()
     assert len(distinct) > 3
     for path in distinct:
         torch.rand(3), np.random.rand(2), random.random()
-        again, logged = run(tmp_path / "again", ckpt_path=path)
+        again, logged, later = run(tmp_path / "again", ckpt_path=path)
         for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "processes"):
             assert same(again[part], end[part]), part
         assert logged == metrics
+        step = torch.load(path, weights_only=True)["global_step"]
+        assert later == [entry for entry in validated if entry[0] > step]
 
 
 @pytest.mark.parametrize("accumulated", [1, 2, 3])
