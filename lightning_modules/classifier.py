@@ -1,18 +1,16 @@
 """Training of an image classifier: cross-entropy, and the accuracy on each split."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
-import lightning.pytorch as pl
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-Batch = tuple[Tensor, Tensor]  # images [N, C, H, W], labels [N]
+from lightning_modules.module import Batch, LabelledModule, split_outputs
+
 TOP = 5
 
 
@@ -24,7 +22,7 @@ class Predictions(NamedTuple):
     probability: Tensor
 
 
-class Classifier(pl.LightningModule):
+class Classifier(LabelledModule):
     """Any network from images to scores, trained by cross-entropy.
 
     Logs `loss` and `accuracy` under `train/`, `val/` and `test/`, once an epoch; of more than five classes under the
@@ -55,46 +53,16 @@ class Classifier(pl.LightningModule):
         mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         auxiliary_weight: float = 0.3,
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.lr_scheduler_interval = lr_scheduler_interval
+        super().__init__(network, optimizer, lr_scheduler, lr_scheduler_interval, auxiliary_weight)
         self.label_smoothing = label_smoothing
         self.mix = mix
-        self.auxiliary_weight = auxiliary_weight
-        self.example_input_array = torch.zeros(1, *cast("tuple[int, int, int]", network.input_shape))
-        self.classes = cast(int, network.classes)
         self.train_accuracy, self.val_accuracy, self.test_accuracy = (self._accuracy() for _ in range(3))
         if self.classes > TOP:
             self.val_top5_accuracy, self.test_top5_accuracy = (self._accuracy(TOP) for _ in range(2))
 
-    def setup(self, stage: str) -> None:
-        """Raises ValueError if the data have more classes than the network has scores."""
-        given = getattr(getattr(self.trainer, "datamodule", None), "classes", 0)
-        if given > self.classes:
-            raise ValueError(
-                f"the data have {given} classes, but the network only {self.classes} scores: set its classes"
-            )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Scores [N, classes] of images [N, C, H, W]."""
-        return self.network(images)
-
-    def on_before_batch_transfer(self, batch: Batch | Tensor, dataloader_idx: int) -> Batch | Tensor:
-        """Raises ValueError for a label outside the classes: while it is on the CPU, as to look at a GPU costs time."""
-        if isinstance(batch, Tensor):  # the example, which Lightning does not convert to the weights' precision
-            return batch.to(self.dtype)
-        smallest, largest = (int(label) for label in batch[1].aminmax())
-        if smallest < 0 or largest >= self.classes:
-            wrong = smallest if smallest < 0 else largest
-            raise ValueError(f"labels must be in 0 to {self.classes - 1}, got a batch with label {wrong}")
-        return batch
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = self.mix(*batch) if self.mix else batch
-        outputs = self(images)
-        scores, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+        scores, auxiliary = split_outputs(self(images))
         loss = self._loss(scores, labels)
         for other in auxiliary:
             loss = loss + self.auxiliary_weight * self._loss(other, labels)
@@ -112,15 +80,6 @@ class Classifier(pl.LightningModule):
         images, labels = batch
         probability, prediction = self(images).softmax(dim=1).max(dim=1)
         return Predictions(labels, prediction, probability)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(self.parameters())
-        if self.lr_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": self.lr_scheduler_interval},
-        }
 
     def _accuracy(self, top: int = 1) -> MulticlassAccuracy:
         return MulticlassAccuracy(self.classes, top_k=top, average="micro", validate_args=False)

@@ -1,6 +1,6 @@
 """Training of a network that labels every pixel: cross-entropy, and accuracy and mean IoU on each split."""
 
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from lightning_modules.module import Batch, NetworkModule, Outputs, check_labels, split_outputs
+from lightning_modules.module import Batch, LabelledModule, split_outputs
 
 
 class DensePredictions(NamedTuple):
@@ -20,7 +20,7 @@ class DensePredictions(NamedTuple):
     probability: Tensor
 
 
-class DensePredictor(NetworkModule):
+class DensePredictor(LabelledModule):
     """Any network from images to scores of every pixel, trained by cross-entropy.
 
     Logs `loss`, `accuracy` (of pixels) and `mean_iou` under `train/`, `val/` and `test/`, once an epoch. The mean IoU
@@ -32,7 +32,8 @@ class DensePredictor(NetworkModule):
         network: maps images [N, C, H, W] to scores [N, network.classes, H, W]. In training it may give a tuple, the
             scores and auxiliary ones of the same shape.
         optimizer: makes the optimizer of the parameters.
-        lr_scheduler: makes the schedule of its learning rate, stepped once an epoch; None keeps the rate constant.
+        lr_scheduler: makes the schedule of its learning rate; None keeps the rate constant.
+        lr_scheduler_interval: whether the schedule is stepped once an "epoch", or after each "step" of the optimizer.
         auxiliary_weight: of the cross-entropy of each auxiliary output in the loss that is trained.
         ignore_index: label of pixels that count neither in the loss nor in the metrics.
 
@@ -45,33 +46,14 @@ class DensePredictor(NetworkModule):
         network: nn.Module,
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
         auxiliary_weight: float = 1.0,
         ignore_index: int | None = None,
     ) -> None:
-        super().__init__(network, optimizer, lr_scheduler)
-        self.auxiliary_weight = auxiliary_weight
-        self.ignore_index = ignore_index
-        self.classes = cast(int, network.classes)
+        super().__init__(network, optimizer, lr_scheduler, lr_scheduler_interval, auxiliary_weight, ignore_index)
         self.train_metrics, self.val_metrics, self.test_metrics = (
             self._metrics(split) for split in ("train", "val", "test")
         )
-
-    def setup(self, stage: str) -> None:
-        """Raises ValueError if the data have more classes than the network has scores."""
-        given = getattr(getattr(self.trainer, "datamodule", None), "classes", 0)
-        if given > self.classes:
-            raise ValueError(
-                f"the data have {given} classes, but the network only {self.classes} scores: set its classes"
-            )
-
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Looks at the labels where they are loaded: on a GPU it would have to wait for them."""
-        check_labels(batch[1], self.classes, self.ignore_index)
-        return batch
-
-    def forward(self, images: Tensor) -> Outputs:
-        """Scores [N, classes, H, W] of images [N, C, H, W]."""
-        return self.network(images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._step(batch, "train", self.train_metrics)

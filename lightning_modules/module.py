@@ -1,6 +1,6 @@
 """What the LightningModules share: a network, its optimiser from the recipe, and what the labels must be."""
 
-from typing import cast
+from typing import Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -18,7 +18,8 @@ class NetworkModule(pl.LightningModule):
     Args:
         network: its attribute `input_shape` gives one input (C, *grid).
         optimizer: makes the optimizer of the parameters.
-        lr_scheduler: makes the schedule of its learning rate, stepped once an epoch; None keeps the rate constant.
+        lr_scheduler: makes the schedule of its learning rate; None keeps the rate constant.
+        lr_scheduler_interval: whether the schedule is stepped once an "epoch", or after each "step" of the optimizer.
     """
 
     def __init__(
@@ -26,18 +27,65 @@ class NetworkModule(pl.LightningModule):
         network: nn.Module,
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__()
         self.network = network
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.lr_scheduler_interval = lr_scheduler_interval
         self.example_input_array = torch.zeros(1, *cast("tuple[int, ...]", network.input_shape))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(self.parameters())
         if self.lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": self.lr_scheduler_interval},
+        }
+
+
+class LabelledModule(NetworkModule):
+    """A network with `classes` scores, trained on labels that it must know. See NetworkModule for the arguments.
+
+    Args:
+        auxiliary_weight: of the loss of each auxiliary output.
+        ignore_index: a label that counts nowhere.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        auxiliary_weight: float = 1.0,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(network, optimizer, lr_scheduler, lr_scheduler_interval)
+        self.auxiliary_weight = auxiliary_weight
+        self.ignore_index = ignore_index
+        self.classes = cast(int, network.classes)
+
+    def setup(self, stage: str) -> None:
+        """Raises ValueError if the data have more classes than the network has scores."""
+        given = getattr(getattr(self.trainer, "datamodule", None), "classes", 0)
+        if given > self.classes:
+            raise ValueError(
+                f"the data have {given} classes, but the network only {self.classes} scores: set its classes"
+            )
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Scores [N, classes, *] of images [N, C, *grid]."""
+        return self.network(images)
+
+    def on_before_batch_transfer(self, batch: Batch | Tensor, dataloader_idx: int) -> Batch | Tensor:
+        """Looks at the labels while they are on the CPU: a GPU would have to be waited for."""
+        if isinstance(batch, Tensor):  # the example, which Lightning does not convert to the weights' precision
+            return batch.to(self.dtype)
+        check_labels(batch[1], self.classes, self.ignore_index)
+        return batch
 
 
 def check_labels(labels: Tensor, classes: int, ignored: int | None = None) -> None:

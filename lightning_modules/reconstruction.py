@@ -1,5 +1,7 @@
 """Training of an autoencoder: a sparse code from which the images can be reconstructed."""
 
+from typing import Literal
+
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import ExplainedVariance, Metric
@@ -25,7 +27,8 @@ class Reconstruction(NetworkModule):
     Args:
         network: maps images [N, *network.input_shape] to a pair, their reconstruction and the code [N, *].
         optimizer: makes the optimizer of the parameters.
-        lr_scheduler: makes the schedule of its learning rate, stepped once an epoch; None keeps the rate constant.
+        lr_scheduler: makes the schedule of its learning rate; None keeps the rate constant.
+        lr_scheduler_interval: whether the schedule is stepped once an "epoch", or after each "step" of the optimizer.
         sparsity_weight, error_weight: of the two sums.
         softness: what rounds the corner of the absolute value, in units of z squared; positive.
     """
@@ -35,11 +38,12 @@ class Reconstruction(NetworkModule):
         network: nn.Module,
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
         sparsity_weight: float = 1.0,
         error_weight: float = 1.5,
         softness: float = 0.01,
     ) -> None:
-        super().__init__(network, optimizer, lr_scheduler)
+        super().__init__(network, optimizer, lr_scheduler, lr_scheduler_interval)
         if softness <= 0:
             raise ValueError(f"softness must be positive, got {softness}")
         self.sparsity_weight = sparsity_weight

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_modules.classifier import Batch
 from lightning_modules.data.digits import BatchedImages
 from lightning_modules.data.photographs import Part, check_photographs, parts, photograph
 from lightning_modules.data.splits import SplitDataModule, Splits, balanced, check_positive, generators
+from lightning_modules.module import Batch
 
 
 class RandomCrops(Dataset[Batch]):

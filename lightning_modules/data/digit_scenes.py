@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from lightning_modules.classifier import Batch
 from lightning_modules.data.digits import BatchedImages, DigitsDataModule
 from lightning_modules.data.photographs import NATURAL, Part, parts, photograph
 from lightning_modules.data.splits import SplitDataModule, Splits, check_positive, generators
+from lightning_modules.module import Batch
 
 EDGE = 1  # pixels of paper around a digit, so that its outermost ink fades, too
 SHARPNESS = 4.0  # of the edges of the enlarged ink, in digits' grey levels a level

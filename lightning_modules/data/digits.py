@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_modules.classifier import Batch
 from lightning_modules.data.loading import loader
+from lightning_modules.module import Batch
 
 DARKEST = 16.0  # pixels count the dark ones of a 4x4 block of the scan
 EVALUATION_FRACTION = 0.15  # of all digits for validation, and as many for the test

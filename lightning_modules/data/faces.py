@@ -8,10 +8,10 @@ import torch
 from skimage.data import lfw_subset
 from torch.nn import functional as F
 
-from lightning_modules.classifier import Batch
 from lightning_modules.data.crops import mirrored
 from lightning_modules.data.digits import BatchedImages
 from lightning_modules.data.splits import SplitDataModule, Splits, check_positive, stratified
+from lightning_modules.module import Batch
 
 FACES = 100  # come first
 HELD_OUT = 30  # for the validation, and as many for the test

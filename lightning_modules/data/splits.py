@@ -10,8 +10,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_modules.classifier import Batch
 from lightning_modules.data.loading import loader
+from lightning_modules.module import Batch
 
 Splits = tuple[Dataset[Batch], Dataset[Batch], Dataset[Batch]]
 

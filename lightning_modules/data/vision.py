@@ -15,8 +15,8 @@ from torch.utils.data import Dataset, default_collate
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from lightning_modules.classifier import Batch
 from lightning_modules.data.splits import SplitDataModule, Splits, stratified
+from lightning_modules.module import Batch
 
 
 class Transformed(Dataset[Batch]):

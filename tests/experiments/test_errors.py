@@ -129,7 +129,7 @@ def test_checkpoints(digits, checkpoint):
 def test_a_label_outside_the_classes(digits, monkeypatch, nothing_left):
     monkeypatch.setattr(DigitsDataModule, "classes", 7)
     error = digits("fit", "--model.network.classes=7").error
-    assert re.fullmatch(r"labels must be in 0 to 6, got a batch with label [789]", error)
+    assert re.fullmatch(r"labels must be 0 to 6, for a network with 7 scores, got [789]", error)
 
 
 def test_a_fast_run_leaves_nothing(digits, nothing_left):

@@ -125,7 +125,7 @@ def test_interval_of_the_schedule(trainer, loader, interval, steps):
 
 @pytest.mark.parametrize("label", [-1, 7])
 def test_labels_are_checked(trainer, label):
-    with pytest.raises(ValueError, match=f"labels must be in 0 to 6, got a batch with label {label}"):
+    with pytest.raises(ValueError, match=f"labels must be 0 to 6, for a network with 7 scores, got {label}"):
         trainer.validate(Classifier(Scores(), SGD), seven([0, 6, label, 1]))
 
 
