@@ -38,7 +38,7 @@ def batch_norm(
     if not (backend.uses_triton(input) and input.numel()):
         y = reference.batch_norm_as_torch(input, running_mean, running_var, weight, bias, training, momentum, eps)
         y = y if residual is None else y + residual
-        return y.relu() if relu else y
+        return y.relu_() if relu else y
     refuse_forward_mode(input, weight, bias, residual)
     if not training:
         return ops.batch_norm(input, weight, bias, residual, running_mean, running_var, eps, relu)[0]

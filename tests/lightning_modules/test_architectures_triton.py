@@ -8,14 +8,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels import backend
-from tests.closeness import assert_as_exact_as_torch
 from tests.networks import SMALL, outputs_of, small
 
 STEPS = 5
 
 
-def train(network: nn.Module, images: Tensor, labels: Tensor, choice: str) -> tuple[Tensor, Tensor]:
-    """The losses of five steps on one batch, and all parameters and running statistics after them, as one vector."""
+@torch.no_grad()
+def stirred(network: nn.Module) -> nn.Module:
+    """The network with no bias of exactly 0, which puts a channel that is constant on the corner of its ReLU.
+
+    The last batch norms of ResNet-50's blocks get small weights, as in training: at 1 its first gradients explode.
+    """
+    for name, parameter in network.named_parameters():
+        if parameter.dim() == 1:
+            parameter += torch.empty_like(parameter).uniform_(-0.2, 0.2)
+        if name.endswith("bn3.weight"):
+            parameter *= 0.2
+    return network
+
+
+def train(network: nn.Module, images: Tensor, labels: Tensor, choice: str) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The losses of five steps on one batch, and the state after them."""
     network = copy.deepcopy(network)
     optimizer, losses = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9), []
     with backend.use_backend(choice):
@@ -26,20 +39,19 @@ def train(network: nn.Module, images: Tensor, labels: Tensor, choice: str) -> tu
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
-    state = [value.flatten() for value in network.state_dict().values() if value.is_floating_point()]
-    return torch.stack(losses), torch.cat(state)
+    return losses, network.state_dict()
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_five_steps_of_training(name, device, triton_only):
-    network = small(name).to(device)
-    images, labels = torch.randn(4, *network.input_shape, device=device), torch.arange(4, device=device)
-    layers = sum(1 for layer in network.modules() if type(layer).__module__.startswith("kernels"))
+    """In float64: in float32 some ReLU is within rounding of its corner, and two correct runs part for good there."""
+    network = stirred(small(name)).double().to(device)
+    images = torch.randn(4, *network.input_shape, device=device, dtype=torch.float64)
+    labels = torch.arange(4, device=device)
+    layers = sum(type(layer).__module__.startswith("kernels") for layer in network.modules())
     launches = backend.launch_count()
-    ours = train(network, images, labels, "triton")
+    losses, state = train(network, images, labels, "triton")
     assert backend.launch_count() - launches > 2 * STEPS * layers  # forward and backward
-    theirs = train(network, images, labels, "torch")
-    truth = train(network.double(), images.double(), labels, "torch")
-    for compared in zip(ours, theirs, truth, strict=True):
-        assert_as_exact_as_torch(*compared, compared[-1].abs())
-    assert truth[0][-1] < truth[0][0]
+    torch.testing.assert_close((losses, state), train(network, images, labels, "torch"))
+    assert losses[-1] < losses[0]
+    assert all(not torch.equal(state[key], value) for key, value in network.state_dict().items() if "table" not in key)
