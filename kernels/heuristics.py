@@ -118,7 +118,8 @@ def options(target: str, product: Product) -> list[Tile]:
         tiles = [tile for tile in tiles if tile.m * tile.n != spilled]
     if target == "sm_100":  # has its sums in a memory of their own, from where they come to the registers at once
         tiles = [replace(t, warps=8 if t.m * t.n >= 8192 else t.warps) for t in tiles if t.m * t.n <= 16384]
-        tiles = [t for t in tiles if not (product.is_gradient and (t.m, t.n) in ((128, 64), (96, 128)))]  # spill
+        spilled = ((128, 64, 32), (96, 128, 32)) if product.is_gradient else ((16, 16, 128),)
+        tiles = [t for t in tiles if (t.m, t.n, t.k) not in spilled]
     most = TARGETS[target].shared_memory if target in TARGETS else UNKNOWN_SHARED_MEMORY
     rates = model.rates_of(target)
     return [tile for tile in dict.fromkeys(tiles) if model.shared_memory(rates, product, tile) <= most]
@@ -155,7 +156,8 @@ def _usual(product: Product) -> Tile:
     if product.is_gradient:
         n = dividing_block(product.columns, n) or block(product.columns * product.taps, n)
         folded = product.columns % n != 0
-        return Tile(rows_block(product.rows, m // 2 if folded else m), n, k, 4 if folded else 8)
+        warps = 4 if folded or product.itemsize == 4 else 8
+        return Tile(rows_block(product.rows, m // 2 if folded else m), n, k, warps)
     k = dividing_block(product.depth, k) or k
     folded = product.depth % k != 0
     narrow = product.operation == "transpose_tiled" or (folded and product.operation == "transpose")

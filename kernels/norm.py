@@ -311,7 +311,7 @@ def _plan(x: Tensor, summed: bool) -> tuple[tuple[int], Any, int, tuple[int, int
     """
     channels = x.shape[1]
     positions = x.numel() // channels
-    tile = tuning.norm_tile(positions, channels)
+    tile = tuning.norm_tile(positions, channels, x.element_size())
     steps = cdiv(cdiv(positions, tile.m), tile.splits)
     splits = cdiv(positions, steps * tile.m)  # none is empty
     shares = x.new_empty((2, splits, channels), dtype=accumulator_dtype(x)) if summed else (None, None)

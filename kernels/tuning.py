@@ -106,7 +106,7 @@ def pool_tile(positions: int, channels: int) -> Tile:
     return Tile(rows_block(positions, 1024 // n), n, 1)
 
 
-def norm_tile(positions: int, channels: int) -> Tile:
+def norm_tile(positions: int, channels: int, itemsize: int) -> Tile:
     """The block of `positions` x `channels` that a step of a batch norm kernel works on (m x n; k counts nothing).
 
     `splits` programs share the positions: enough to fill a GPU, and few enough that adding up their shares, which every
@@ -118,7 +118,7 @@ def norm_tile(positions: int, channels: int) -> Tile:
         n = block(channels, 64)
         return Tile(block(positions, INTERPRETED_BLOCK // n), n, 1)
     n = block(channels, 32)
-    m = rows_block(positions, 2048 // n)
+    m = rows_block(positions, (2048 if itemsize == 2 else 1024) // n)
     return Tile(m, n, 1, splits=max(1, min(128, 512 // -(-channels // n), positions // (4 * m))))
 
 

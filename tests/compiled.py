@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
@@ -30,7 +30,8 @@ from kernels.tile import Tile  # noqa: E402
 from tests.kernels.problems import Pooling, Problem  # noqa: E402
 
 PROVED = ("sm_80", "sm_90", "sm_100", "gfx942")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = ((torch.float16, torch.bfloat16), (torch.float32,), (torch.float64,))
+ROOMY = 192  # registers of a thread, of 255: the code for bfloat16 takes some more than that for float16, not 64 more
 CONVOLUTIONS = {
     "3x3": Problem((28, 28), (3, 3), batch=32, channels=128, outputs=128, padding=1),
     "3x3 stride 2": Problem((28, 28), (3, 3), batch=32, channels=128, outputs=128, stride=2, padding=1),
@@ -105,7 +106,7 @@ def normalise(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     norm.batch_norm_gradient(x, x, parameter, y, mean, var, 1e-5, False, False, False)
 
 
-def runs(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
+def runs(target: str, dtype: torch.dtype) -> Iterator[tuple[str, partial[None]]]:
     """Named problems, then one problem for each tile that none of them has."""
     for operation, (name, problem) in itertools.product(OPERATIONS, CONVOLUTIONS.items()):
         if operation == "transpose_tiled" or (operation == "forward_max" and name not in POOLED):
@@ -123,7 +124,7 @@ def runs(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], No
     yield from runs_of_tiles(target, dtype)
 
 
-def runs_of_tiles(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
+def runs_of_tiles(target: str, dtype: torch.dtype) -> Iterator[tuple[str, partial[None]]]:
     """A problem for each tile that may be chosen: of large ones with three axes and a stride, to take registers."""
     seen = set()
     for operation, channels, outputs, size, taps, deep in itertools.product(
@@ -155,13 +156,21 @@ def runs_of_tiles(target: str, dtype: torch.dtype) -> Iterator[tuple[str, Callab
 OPERATIONS = ("forward", "forward_max", "transpose", "transpose_tiled", "weight_gradient")
 
 
-def compile_all(target: str, dtype: torch.dtype) -> list[tuple[str, Compiled]]:
+def compile_all(target: str, dtypes: Sequence[torch.dtype]) -> list[tuple[torch.dtype, str, Compiled]]:
+    """Every run in the first of the dtypes, and in the others what leaves few registers in it."""
     torch.set_num_threads(1)
     results = []
-    for name, run in runs(target, dtype):
-        with compiling_for(target) as compiled:
-            run()
-        results += [(name, kernel) for kernel in compiled]
+    roomy = set()
+    for dtype in dtypes:
+        for name, run in runs(target, dtype):
+            key = (name, run.func, *(value for value in run.args if not isinstance(value, torch.dtype)))
+            if key in roomy:
+                continue
+            with compiling_for(target) as compiled:
+                run()
+            results += [(dtype, name, kernel) for kernel in compiled]
+            if max((kernel.registers for kernel in compiled), default=0) < ROOMY:
+                roomy.add(key)
     return results
 
 
@@ -184,7 +193,11 @@ def faults(target: str, dtype: torch.dtype, problem: str, kernel: Compiled) -> I
 def main(targets: list[str]) -> int:
     jobs = list(itertools.product(targets, DTYPES))
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as executor:
-        results = dict(zip(jobs, executor.map(compile_all, *zip(*jobs, strict=True)), strict=True))
+        found = list(zip(jobs, executor.map(compile_all, *zip(*jobs, strict=True)), strict=True))
+    results: dict[tuple[str, torch.dtype], list[tuple[str, Compiled]]] = {}
+    for (target, _), kernels in found:
+        for dtype, name, kernel in kernels:
+            results.setdefault((target, dtype), []).append((name, kernel))
     table = Table("target", "dtype", "kernel", "compiled", "registers", "spills", "shared memory", "tensor cores")
     wrong = []
     for (target, dtype), kernels in results.items():

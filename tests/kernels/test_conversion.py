@@ -64,6 +64,7 @@ MODELS = {
     "mobilenet_v2": (lambda: zoo.mobilenet_v2(num_classes=5, dropout=0.0), 40),
     "unet": (UNet, 16),
 }
+IMAGES = {"mobilenet_v2": 4}  # of a batch, else 2: its 52 batch norms magnify rounding where they average few values
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -71,7 +72,7 @@ def test_outputs_and_gradients_are_the_originals(name, device):
     build, size = MODELS[name]
     torch.manual_seed(0)
     model = build().to(device)
-    x = torch.randn(2, 3, size, size, device=device)
+    x = torch.randn(IMAGES.get(name, 2), 3, size, size, device=device)
     converted = kernels.convert(model)
     assert list(converted.state_dict()) == list(model.state_dict())
     launches = backend.launch_count()

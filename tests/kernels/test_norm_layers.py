@@ -1,6 +1,7 @@
 """Batch normalisation as torch offers it: operators, second derivatives, layers, running statistics and refusals."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -174,11 +175,10 @@ def test_forward_mode_is_refused_rather_than_wrong(device, triton_only):
 @pytest.mark.parametrize("target", ["interpreter", "sm_90", "gfx942"])
 def test_heuristic_gives_legal_tiles(target, monkeypatch):
     monkeypatch.setattr(tuning, "target", lambda: target)
-    for positions in (1, 3, 196, 100_352, 2**24):
-        for channels in (1, 3, 64, 2048):
-            tile = tuning.norm_tile(positions, channels)
-            assert tile.m & (tile.m - 1) == tile.n & (tile.n - 1) == 0
-            assert tile.m * tile.n <= 2**20 and 1 <= tile.splits <= 128
+    for positions, channels, itemsize in itertools.product((1, 3, 196, 100_352, 2**24), (1, 3, 64, 2048), (2, 4, 8)):
+        tile = tuning.norm_tile(positions, channels, itemsize)
+        assert tile.m & (tile.m - 1) == tile.n & (tile.n - 1) == 0
+        assert tile.m * tile.n <= 2**20 and 1 <= tile.splits <= 128
 
 
 X, ONES = torch.randn(2, 4, 3, 3), torch.ones(4)
