@@ -64,10 +64,11 @@ class DensePredictor(NetworkModule):
                 f"the data have {given} classes, but the network only {self.classes} scores: set its classes"
             )
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_before_batch_transfer(self, batch: Batch | Tensor, dataloader_idx: int) -> Batch | Tensor:
         """Looks at the labels where they are loaded: on a GPU it would have to wait for them."""
-        check_labels(batch[1], self.classes, self.ignore_index)
-        return batch
+        if not isinstance(batch, Tensor):
+            check_labels(batch[1], self.classes, self.ignore_index)
+        return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def forward(self, images: Tensor) -> Outputs:
         """Scores [N, classes, H, W] of images [N, C, H, W]."""

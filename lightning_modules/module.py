@@ -33,6 +33,10 @@ class NetworkModule(pl.LightningModule):
         self.lr_scheduler = lr_scheduler
         self.example_input_array = torch.zeros(1, *cast("tuple[int, ...]", network.input_shape))
 
+    def on_before_batch_transfer(self, batch: Batch | Tensor, dataloader_idx: int) -> Batch | Tensor:
+        """The example comes here, too, a tensor that Lightning does not convert to the precision of the weights."""
+        return batch.to(self.dtype) if isinstance(batch, Tensor) else batch
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(self.parameters())
         if self.lr_scheduler is None:
