@@ -36,6 +36,10 @@ class NetworkModule(pl.LightningModule):
         self.lr_scheduler_interval = lr_scheduler_interval
         self.example_input_array = torch.zeros(1, *cast("tuple[int, ...]", network.input_shape))
 
+    def on_before_batch_transfer(self, batch: Batch | Tensor, dataloader_idx: int) -> Batch | Tensor:
+        """The example comes here, too, a tensor that Lightning does not convert to the precision of the weights."""
+        return batch.to(self.dtype) if isinstance(batch, Tensor) else batch
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(self.parameters())
         if self.lr_scheduler is None:
@@ -82,10 +86,9 @@ class LabelledModule(NetworkModule):
 
     def on_before_batch_transfer(self, batch: Batch | Tensor, dataloader_idx: int) -> Batch | Tensor:
         """Looks at the labels while they are on the CPU: a GPU would have to be waited for."""
-        if isinstance(batch, Tensor):  # the example, which Lightning does not convert to the weights' precision
-            return batch.to(self.dtype)
-        check_labels(batch[1], self.classes, self.ignore_index)
-        return batch
+        if not isinstance(batch, Tensor):
+            check_labels(batch[1], self.classes, self.ignore_index)
+        return super().on_before_batch_transfer(batch, dataloader_idx)
 
 
 def check_labels(labels: Tensor, classes: int, ignored: int | None = None) -> None:

@@ -30,6 +30,13 @@ def test_recipe_of_a_paper_is_complete(convnets, recipe, capfd):
     assert yaml.safe_load(capfd.readouterr().out)["expect"]["metric"] == expectation_of(recipe).metric
 
 
+@pytest.mark.parametrize("recipe", PAPER, ids=name_of)
+def test_recipe_of_a_paper_says_what_data_it_lacks(convnets, recipe):
+    """Network and data module are made before that."""
+    run = convnets("fit", "--config", str(recipe), "--trainer.accelerator=cpu")
+    assert run.error.startswith("root must be a directory with ") and not Path("logs").exists()
+
+
 @pytest.mark.parametrize("recipe", EMBEDDED + PAPER, ids=name_of)
 def test_recipe_says_what_to_expect(recipe):
     comment = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
