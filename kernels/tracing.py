@@ -8,6 +8,7 @@ does any of these is refused, though its trace might be right.
 from __future__ import annotations
 
 import ast
+import gc
 import inspect
 import random
 import sys
@@ -88,7 +89,10 @@ def hooked(layer: nn.Module) -> bool:
 
 @contextmanager
 def functions_called() -> Iterator[dict[CodeType, None]]:
-    """The code of the functions of other packages than KNOWN that are called inside a `with` block."""
+    """The code of the functions of other packages than KNOWN that are called inside a `with` block.
+
+    No garbage is collected there: what anybody has called at that is no part of the trace.
+    """
     called: dict[CodeType, None] = {}  # in order
 
     def note(frame: FrameType, event: str, _: Any) -> None:
@@ -97,11 +101,15 @@ def functions_called() -> Iterator[dict[CodeType, None]]:
             called[frame.f_code] = None
 
     previous: Callable[..., Any] | None = sys.getprofile()
+    collects = gc.isenabled()
+    gc.disable()
     sys.setprofile(note)
     try:
         yield called
     finally:
         sys.setprofile(previous)
+        if collects:
+            gc.enable()
 
 
 def check_code(code: CodeType) -> None:

@@ -1,5 +1,6 @@
 """What a graph would not do as the model's own code does it is left alone: each case was wrong once, or nearly."""
 
+import gc
 import random
 
 import pytest
@@ -37,6 +38,24 @@ def assert_same(forward, x: Tensor) -> nn.Module:
     converted = kernels.convert(model)
     torch.testing.assert_close(converted(x.clone()), model(x.clone()))
     return converted
+
+
+def test_what_is_called_when_garbage_is_collected_is_no_part_of_the_trace(x):
+    seen = []
+
+    def note(phase, info):
+        with torch.no_grad():
+            seen.append(phase)
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(note)
+    gc.set_threshold(1)
+    try:
+        converted = assert_same(lambda s, x: s.d(s.c(x).relu()), x)
+    finally:
+        gc.callbacks.remove(note)
+        gc.set_threshold(*threshold)
+    assert seen and converted.report.fused
 
 
 def no_grad(s, x):
