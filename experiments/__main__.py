@@ -39,6 +39,7 @@ main options (later ones win over earlier ones, files too):
                                 concern; the checkpoints of the one fit the other
   --ckpt_path FILE|best|last    checkpoint to evaluate, or to resume training from;
                                 best and last are the newest ones of the recipe's runs
+  --compile true                torch.compile the network (with TorchInductor; or --compile BACKEND)
   --seed_everything INT         seed of weights and shuffling
   --trainer.max_epochs INT      and so on for every key of a recipe: --model.KEY, --data.KEY, --trainer.KEY
   --print_config                show the complete configuration and stop
@@ -79,17 +80,59 @@ def main() -> int:
 
         return run()
     except KeyboardInterrupt as interrupt:
-        print(": ".join(filter(None, ("convnets: interrupted", str(interrupt)))), file=sys.stderr)
+        if first_process():
+            print(": ".join(filter(None, ("convnets: interrupted", str(interrupt)))), file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError) as error:
-        if os.environ.get("CONVNETS_DEBUG") == "1":
+    except Exception as error:
+        if not first_to_fail():
+            return failed()
+        if os.environ.get("CONVNETS_DEBUG") == "1" or not isinstance(error, (ValueError, TypeError, OSError)):
             raise
-        print("convnets: error:", in_one_line(str(error)), file=sys.stderr)
-        return 2
+        print("convnets: error:", in_one_line(str(error)), file=sys.stderr, flush=True)
+        return failed()
+
+
+def failed() -> int:
+    """The exit code of a process that has failed.
+
+    Lightning kills the first process once one that it has started ends with another code than 0: before the first
+    itself notices that and ends with its own code, as it does where they are connected by gloo.
+    """
+    started_by_lightning = not first_process() and "RANK" not in os.environ and "SLURM_PROCID" not in os.environ
+    distributed = connected()
+    return 0 if started_by_lightning and distributed and distributed.get_backend() == "gloo" else 2
+
+
+def connected() -> Any:
+    """torch.distributed, where this process trains together with others."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    return distributed if distributed and distributed.is_available() and distributed.is_initialized() else None
+
+
+def first_process() -> bool:
+    """Whether this is the only process of the command, or the first of those that train together."""
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return next(filter(None, ranks), "0") == "0"
+
+
+def first_to_fail() -> bool:
+    """Whether this process is the one to report its error: of those that train together the first that has one.
+
+    The error of another may be a consequence, or the same. Before they are connected, all have the same.
+    """
+    distributed = connected()
+    if not distributed:
+        return first_process()
+    try:
+        return bool(distributed.distributed_c10d._get_default_store().add("convnets/failed", 1) == 1)
+    except RuntimeError:  # the first process keeps the store: it has failed before
+        return False
 
 
 def in_one_line(message: str) -> str:
-    """A message without its line breaks, and without what jsonargparse tells of types that were tried besides."""
+    """A message without its line breaks, a traceback, and what jsonargparse tells of types that were tried besides."""
+    worker = re.match(r"Caught \w+ in DataLoader worker.*^\w+: (.*)", message, re.DOTALL | re.MULTILINE)
+    message = worker[1] if worker else message  # without the worker's traceback
     noise = re.compile(
         r"Does not validate against|Subtypes: |Errors:|Expected a <class 'NoneType'>|Given value type: "
         r"|Given value: (Namespace|NestedArg)?[\[(]|Not a valid subclass|Subclass types expect|a class path \("

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_modules.architectures.weights import first_difference, is_state_dict, read_safely
+from lightning_modules.finite import not_finite
 
 
 def find_checkpoint(given: str, runs: Path) -> Path:
@@ -50,3 +51,17 @@ def check_fits(state: dict[str, Tensor], module: nn.Module, path: Path) -> None:
     difference = first_difference(state, module.state_dict())
     if difference:
         raise ValueError(f"checkpoint {path} is of another architecture: {difference}")
+
+
+def check_finite(state: dict[str, Tensor], path: Path) -> None:
+    """Raises ValueError, which names them, if weights of a checkpoint are NaN or infinite."""
+    names = list(not_finite(state))
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise ValueError(f"checkpoint {path} holds weights that are not finite: {names[0]}{more}")
+
+
+def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
+    """Raises ValueError if a checkpoint has no state of the optimizer."""
+    if not {"optimizer_states", "lr_schedulers", "loops"} <= checkpoint.keys():
+        raise ValueError(f"checkpoint {path} holds weights only: it can be evaluated, but no training resumed from it")

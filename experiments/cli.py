@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -27,11 +27,13 @@ from threadpoolctl import threadpool_limits
 
 import kernels
 from experiments import COMMANDS
-from experiments.checkpoints import check_fits, find_checkpoint, read_checkpoint
+from experiments.checkpoints import check_finite, check_fits, check_resumable, find_checkpoint, read_checkpoint
 from experiments.expectation import Expectation
 from kernels.backend import INTERPRETING, explain, launch_count
 from kernels.shape import FORMATS
 from lightning_modules.architectures import plain
+from lightning_modules.finite import FiniteLoss
+from lightning_modules.reproducibility import ExactResume, LastCheckpoint, ShareWeights
 
 BEST = "hp/best_monitored"  # what the checkpoints are chosen by; TensorBoard lists the hyper-parameters beside it
 
@@ -48,15 +50,45 @@ class SaveRecipe(SaveConfigCallback):
         parameters = {key: config[key] for key in ("seed_everything", "model", "data")}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(parameters, {BEST: float("nan")})  # not known yet
+                unknown = {BEST: float("nan")} if config["ckpt_path"] is None else None  # a resumed run has it
+                logger.log_hyperparams(parameters, unknown)
             else:
                 logger.log_hyperparams(parameters)
+
+
+class CompileNetwork(pl.Callback):
+    """Has torch.compile compile the network in place, which leaves the names in checkpoints alone.
+
+    Not before the first step: what shows its layers and its graph must see them.
+
+    Args:
+        backend: name of one of torch.compile's; True is TorchInductor.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+
+    def __init__(self, backend: str | Literal[True]) -> None:
+        self.backend = "inductor" if backend is True else backend
+        if self.backend not in torch.compiler.list_backends(exclude_tags=()):
+            known = ", ".join(("true", "false", "eager", *torch.compiler.list_backends()))
+            raise ValueError(f"--compile must be one of {known}, got {backend!r}")
+        self._done = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._done:
+            cast(torch.nn.Module, pl_module.network).compile(backend=self.backend)
+        self._done = True
+
+    on_validation_start = on_test_start = on_predict_start = on_train_start
 
 
 class ConvnetsCLI(LightningCLI):
     """`convnets fit|validate|test|predict`.
 
-    Only `fit` writes logs. Checkpoints are read with `weights_only=True`, and before anything is trained.
+    Only `fit` writes logs. Checkpoints are read with `weights_only=True`, and before anything is trained. Callbacks
+    that no recipe names see to it that a run resumes exactly, gives the same result on several processes, and stops
+    when its loss is NaN.
     """
 
     def __init__(self) -> None:
@@ -92,6 +124,12 @@ class ConvnetsCLI(LightningCLI):
             default="kernels",
             help="What the network is built of: the layers of kernels, or torch.nn's, which no --backend concerns.",
         )
+        parser.add_argument(
+            "--compile",
+            type=bool | str,
+            default=False,
+            help="Whether torch.compile compiles the network, with TorchInductor or the backend of that name.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         try:
@@ -105,9 +143,12 @@ class ConvnetsCLI(LightningCLI):
         if self.options.ckpt_path is not None:
             self.checkpoint = find_checkpoint(str(self.options.ckpt_path), runs_directory(self.options.trainer))
             self.options.ckpt_path = str(self.checkpoint)
-            self.state_dict = read_checkpoint(self.checkpoint)["state_dict"]
+            content = read_checkpoint(self.checkpoint)
+            self.state_dict = content["state_dict"]
+            check_finite(self.state_dict, self.checkpoint)
             if self.config.subcommand == "fit":
-                resume_in_place(self.options.trainer, self.checkpoint)
+                check_resumable(content, self.checkpoint)
+                resume_in_place(self.options.trainer, self.checkpoint, content["global_step"])
 
     def before_instantiate_classes(self) -> None:
         kernels.use_backend(self.options.backend)
@@ -116,10 +157,17 @@ class ConvnetsCLI(LightningCLI):
             threadpool_limits(1)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        if self.subcommand != "fit":
+        if self.subcommand == "fit":
+            self.trainer_defaults["callbacks"] = [FiniteLoss(), ShareWeights(), ExactResume()]
+        else:
             self.save_config_callback = None
             kwargs["logger"] = False
-        return super().instantiate_trainer(**kwargs)
+        trainer: Any = super().instantiate_trainer(**kwargs)
+        if self.options.compile:
+            trainer.callbacks.insert(0, CompileNetwork(self.options.compile))
+        if trainer.fast_dev_run:  # Lightning would still write the last checkpoint
+            trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, Checkpoint)]
+        return cast(pl.Trainer, trainer)
 
     def after_instantiate_classes(self) -> None:
         if self.options.layers == "torch":
@@ -145,9 +193,12 @@ class ConvnetsCLI(LightningCLI):
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
-            last = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
-            kept = f"resume with the same command and --ckpt_path {last}" if last else "no epoch was finished"
-            raise KeyboardInterrupt(kept) from None
+            kept = (
+                callback.path for callback in self.trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)
+            )
+            last = next(kept, None)
+            advice = f"resume with the same command and --ckpt_path {last}" if last else "no checkpoint was written"
+            raise KeyboardInterrupt(advice) from None
         self.training_seconds = time.perf_counter() - started
         self.training_launches = launch_count() - launched
 
@@ -219,16 +270,18 @@ def pack_weights(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=FORMATS[parameter.dim()])
 
 
-def resume_in_place(trainer: Namespace, checkpoint: Path) -> None:
+def resume_in_place(trainer: Namespace, checkpoint: Path, step: int) -> None:
     """Let a run that is resumed from a checkpoint of an earlier one go on in its log directory.
 
-    Its curves go on, too, and what was the best checkpoint stays it until there is a better one.
+    Its curves go on, too, without what was logged after the checkpoint, and what was the best checkpoint stays it until
+    there is a better one.
     """
     run = checkpoint.parent.parent
     logger = trainer.logger
     mine = isinstance(logger, Namespace) and run.parent.resolve() == runs_directory(trainer).resolve()
     if mine and "init_args" in logger and logger.init_args.get("version") is None:
         logger.init_args.version = run.name
+        logger.init_args.purge_step = step
 
 
 @contextmanager
@@ -264,8 +317,25 @@ def quieten() -> None:
     """Leave out what Lightning says that is of no use here."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the data are in memory
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run goes on in its directory
+    warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer`.*")  # a LightningModule may
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of PyTorch
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip" not in record.msg)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Raises ValueError for those errors of libraries that the user can put right."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        first, *_ = str(error).splitlines() or [""]
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search(r"allocate memory|overflow", first):
+            size = re.search(r"tried to allocate ([\d.]+ \w+)|allocate ([\d.]+ \w+)", first, re.IGNORECASE)
+            wanted = f" ({size[1] or size[2]} at once)" if size else ""
+            raise ValueError(f"not enough memory{wanted}: use smaller images, batches or networks") from error
+        raise
 
 
 def run() -> int:
@@ -275,8 +345,6 @@ def run() -> int:
         ValueError: whatever the user can put right.
     """
     quieten()
-    try:
+    with one_line_errors():
         ConvnetsCLI()
-    except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
     return 0

@@ -59,14 +59,15 @@ class KernelRecorder(pl.Callback):
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not loggers:
             return
+        step = max(trainer.global_step - 1, 0)  # of the epoch's last batch, as Lightning logs what belongs to an epoch
         try:
             for name, layer in convolutions(pl_module).items():
                 if self.layers is None or name in self.layers:
                     images, scalars = picture(name, layer.weight.detach().float().cpu())
                     for logger in loggers:
-                        logger.log_metrics(scalars, step=trainer.global_step)
+                        logger.log_metrics(scalars, step=step)
                         for tag, image in images.items():
-                            logger.experiment.add_image(tag, image, trainer.global_step)
+                            logger.experiment.add_image(tag, image, step)
         except Exception as error:  # a picture is not worth a training run
             if not self._warned:
                 rank_zero_warn(f"KernelRecorder could not record, training goes on: {error}")

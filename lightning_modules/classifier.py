@@ -1,6 +1,7 @@
 """Training of an image classifier: cross-entropy, and the accuracy on each split."""
 
-from typing import NamedTuple, cast
+from collections.abc import Callable
+from typing import Literal, NamedTuple, cast
 
 import lightning.pytorch as pl
 import torch
@@ -12,6 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 Batch = tuple[Tensor, Tensor]  # images [N, C, H, W], labels [N]
+TOP = 5
 
 
 class Predictions(NamedTuple):
@@ -25,13 +27,22 @@ class Predictions(NamedTuple):
 class Classifier(pl.LightningModule):
     """Any network from images to scores, trained by cross-entropy.
 
-    Logs `loss` and `accuracy` under `train/`, `val/` and `test/`, once an epoch. Its checkpoints hold tensors and
-    plain values only, so that they load with `weights_only=True`.
+    Logs `loss` and `accuracy` under `train/`, `val/` and `test/`, once an epoch; of more than five classes under the
+    last two also `top5_accuracy`, for which the true class is to be among the five with the largest scores. Its
+    checkpoints hold tensors and plain values only, so that they load with `weights_only=True`.
 
     Args:
-        network: maps images [N, *network.input_shape] to scores [N, network.classes].
+        network: maps images [N, *network.input_shape] to scores [N, network.classes]; in training mode possibly to a
+            tuple of these and the scores of auxiliary classifiers.
         optimizer: makes the optimizer of the parameters.
-        lr_scheduler: makes the schedule of its learning rate, stepped once an epoch; None keeps the rate constant.
+        lr_scheduler: makes the schedule of its learning rate; None keeps the rate constant.
+        lr_scheduler_interval: whether the schedule is stepped once an "epoch", or after each "step" of the optimizer.
+        label_smoothing: share of a label that is spread evenly over the classes while training, from 0 to 1
+            (Szegedy et al., "Rethinking the Inception architecture", 2016, section 7).
+        mix: maps a training batch to images and labels [N, classes] that are mixed from several, such as
+            torchvision.transforms.v2.MixUp. The training accuracy then counts the class with the largest share.
+        auxiliary_weight: of the loss of each auxiliary classifier (0.3 in Szegedy et al., "Going deeper with
+            convolutions", 2015, section 5).
     """
 
     def __init__(
@@ -39,34 +50,63 @@ class Classifier(pl.LightningModule):
         network: nn.Module,
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        label_smoothing: float = 0.0,
+        mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        auxiliary_weight: float = 0.3,
     ) -> None:
         super().__init__()
         self.network = network
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.lr_scheduler_interval = lr_scheduler_interval
+        self.label_smoothing = label_smoothing
+        self.mix = mix
+        self.auxiliary_weight = auxiliary_weight
         self.example_input_array = torch.zeros(1, *cast("tuple[int, int, int]", network.input_shape))
-        self.train_accuracy, self.val_accuracy, self.test_accuracy = (
-            MulticlassAccuracy(cast(int, network.classes), average="micro", validate_args=False) for _ in range(3)
-        )
+        self.classes = cast(int, network.classes)
+        self.train_accuracy, self.val_accuracy, self.test_accuracy = (self._accuracy() for _ in range(3))
+        if self.classes > TOP:
+            self.val_top5_accuracy, self.test_top5_accuracy = (self._accuracy(TOP) for _ in range(2))
 
     def setup(self, stage: str) -> None:
         """Raises ValueError if the data have more classes than the network has scores."""
-        given, known = getattr(getattr(self.trainer, "datamodule", None), "classes", 0), cast(int, self.network.classes)
-        if given > known:
-            raise ValueError(f"the data have {given} classes, but the network only {known} scores: set its classes")
+        given = getattr(getattr(self.trainer, "datamodule", None), "classes", 0)
+        if given > self.classes:
+            raise ValueError(
+                f"the data have {given} classes, but the network only {self.classes} scores: set its classes"
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores [N, classes] of images [N, C, H, W]."""
         return self.network(images)
 
+    def on_before_batch_transfer(self, batch: Batch | Tensor, dataloader_idx: int) -> Batch | Tensor:
+        """Raises ValueError for a label outside the classes: while it is on the CPU, as to look at a GPU costs time."""
+        if isinstance(batch, Tensor):  # the example, which Lightning does not convert to the weights' precision
+            return batch.to(self.dtype)
+        smallest, largest = (int(label) for label in batch[1].aminmax())
+        if smallest < 0 or largest >= self.classes:
+            wrong = smallest if smallest < 0 else largest
+            raise ValueError(f"labels must be in 0 to {self.classes - 1}, got a batch with label {wrong}")
+        return batch
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._step(batch, "train", self.train_accuracy)
+        images, labels = self.mix(*batch) if self.mix else batch
+        outputs = self(images)
+        scores, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+        loss = self._loss(scores, labels)
+        for other in auxiliary:
+            loss = loss + self.auxiliary_weight * self._loss(other, labels)
+        self.train_accuracy.update(scores, labels if labels.dim() == 1 else labels.argmax(1))
+        self._log("train", len(labels), loss=loss, accuracy=self.train_accuracy)
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, "val", self.val_accuracy)
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, "test", self.test_accuracy)
+        self._evaluate(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Predictions:
         images, labels = batch
@@ -77,15 +117,26 @@ class Classifier(pl.LightningModule):
         optimizer = self.optimizer(self.parameters())
         if self.lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": self.lr_scheduler_interval},
+        }
 
-    def _step(self, batch: Batch, split: str, accuracy: MulticlassAccuracy) -> Tensor:
+    def _accuracy(self, top: int = 1) -> MulticlassAccuracy:
+        return MulticlassAccuracy(self.classes, top_k=top, average="micro", validate_args=False)
+
+    def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing)
+
+    def _evaluate(self, batch: Batch, split: str) -> None:
         images, labels = batch
         scores = self(images)
-        loss = F.cross_entropy(scores, labels)
-        accuracy.update(scores, labels)
-        values: dict[str, Tensor | Metric] = {f"{split}/loss": loss, f"{split}/accuracy": accuracy}
-        self.log_dict(
-            values, on_step=False, on_epoch=True, prog_bar=split == "val", sync_dist=True, batch_size=len(labels)
-        )
-        return loss
+        metrics = {name: getattr(self, f"{split}_{name}", None) for name in ("accuracy", "top5_accuracy")}
+        known = {name: metric for name, metric in metrics.items() if metric is not None}
+        for metric in known.values():
+            metric.update(scores, labels)
+        self._log(split, len(labels), loss=F.cross_entropy(scores, labels), **known)
+
+    def _log(self, split: str, samples: int, **values: Tensor | Metric) -> None:
+        named = {f"{split}/{name}": value for name, value in values.items()}
+        self.log_dict(named, on_step=False, on_epoch=True, prog_bar=split == "val", sync_dist=True, batch_size=samples)

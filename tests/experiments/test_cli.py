@@ -132,6 +132,41 @@ def test_layers_of_torch_train_alike_and_load_the_same_checkpoints(digits):
     assert accuracy_in(ours_on_theirs.out) == pytest.approx(accuracy_in(ours.out), abs=1e-4)
 
 
+def test_compiled_it_has_the_same_checkpoints(digits):
+    compiled = digits("fit", "--trainer.max_epochs=1", "--compile=eager", "--data.max_shift=0")
+    assert compiled.code == 0 and "no graph" not in compiled.err
+    plain = digits("fit", "--trainer.max_epochs=1", "--data.max_shift=0")
+    states = [torch.load(f"logs/digits/version_{run}/checkpoints/last.ckpt", weights_only=True) for run in (0, 1)]
+    torch.testing.assert_close(states[0]["state_dict"], states[1]["state_dict"])
+    assert accuracy_in(compiled.out) == accuracy_in(plain.out)
+    assert digits("test", "--ckpt_path=best", "--compile=eager").code == 0
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precisions(digits, precision):
+    assert digits("fit", "--trainer.max_epochs=1", f"--trainer.precision={precision}").code == 0
+
+
+def test_mixing_and_smoothing_from_a_recipe(digits):
+    mix = ["--model.mix=torchvision.transforms.v2.MixUp", "--model.mix.alpha=0.3", "--model.mix.num_classes=10"]
+    options = ["--model.label_smoothing=0.1", "--model.lr_scheduler_interval=step", "--trainer.max_epochs=1"]
+    assert digits("fit", *mix, *options).code == 0
+    (schedule,) = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)["lr_schedulers"]
+    assert schedule["last_epoch"] == 2
+
+
+def test_a_resumed_run_logs_each_step_once(digits):
+    """What the interrupted run logged after the checkpoint is not shown."""
+    assert digits("fit", "--trainer.max_epochs=2").code == 0
+    assert digits("fit", "--trainer.max_epochs=3", "--ckpt_path=last").code == 0
+    assert digits("fit", "--trainer.max_epochs=3", f"--ckpt_path={RUN / 'checkpoints' / 'best.ckpt'}").code == 0
+    events = EventAccumulator(str(RUN))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 3, 5]
+    assert [event.step for event in events.Scalars("test/loss")] == [6]
+    assert [image.step for image in events.Images("kernels/conv1")] == [0, 1, 3, 5]
+
+
 def test_without_a_logger_no_file_of_the_users_is_touched(digits, tmp_path):
     (tmp_path / "config.yaml").write_text("trainer: {max_epochs: 1}  # mine\n")
     options = ("--config=config.yaml", "--trainer.logger=false", "--trainer.enable_checkpointing=false")

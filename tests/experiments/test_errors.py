@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 
 from experiments import __main__ as command
 from lightning_modules.classifier import Classifier
+from lightning_modules.data import DigitsDataModule
 
 
 @pytest.fixture
@@ -44,6 +46,10 @@ def checkpoint(digits, tmp_path) -> Path:
         pytest.param(["--model.optimizer.lr=x"], "\"lr\": Expected a <class 'float'> Given value: x\n", id="type"),
         pytest.param(["--ckpt_path=."], "--ckpt_path .: a directory", id="directory as checkpoint"),
         pytest.param(["--model.network.classes=3"], "the data have 10 classes, but the network only 3", id="classes"),
+        pytest.param(["--data.image_size=1000000"], "not enough memory (7188000000000000 bytes at once)", id="memory"),
+        pytest.param(["--data.image_size=1000000000000"], "not enough memory", id="more than can be counted"),
+        pytest.param(["--compile=nothing"], "--compile must be one of true, false, eager", id="compiler"),
+        pytest.param(["--model.optimizer.lr=1e30"], "network.conv2 (Conv2d) is the first layer with such", id="NaN"),
         pytest.param(["--data.image_size=8"], "images must be [N, 1, 12, 12], got [56, 1, 8, 8]", id="image size"),
     ],
 )
@@ -96,6 +102,20 @@ def test_checkpoints(digits, checkpoint):
     refused = digits("test", "--ckpt_path=unsafe.ckpt")
     assert "builtins.print" in refused.error and "weights_only=True" in refused.error and "it runs" not in refused.out
 
+    weights = torch.load(checkpoint, weights_only=True)
+    torch.save({key: weights[key] for key in ("state_dict", "pytorch-lightning_version")}, "weights.ckpt")
+    assert "holds weights only: it can be evaluated" in digits("fit", "--ckpt_path=weights.ckpt").error
+    weights["state_dict"]["network.conv1.weight"][0, 0, 1, 2] = torch.nan
+    weights["state_dict"]["network.fc2.bias"][1] = torch.inf
+    torch.save(weights, "nan.ckpt")
+    for name in ("fit", "test"):
+        error = digits(name, "--ckpt_path=nan.ckpt").error
+        assert "holds weights that are not finite: network.conv1.weight and 1 more" in error
+
+    sgd = ("--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1", "--trainer.max_epochs=2")
+    error = digits("fit", f"--ckpt_path={checkpoint}", *sgd).error
+    assert "another kind of optimizer than SGD" in error and "betas" in error
+
     torch.save({"network.fc2.bias": torch.zeros(10)}, "weights.pt")
     assert "was not written by Lightning" in digits("test", "--ckpt_path=weights.pt").error
 
@@ -104,6 +124,51 @@ def test_checkpoints(digits, checkpoint):
         in digits("test", f"--ckpt_path={checkpoint}", "--model.init_args.network.init_args.hidden=32").error
     )
     assert not Path("logs").exists()
+
+
+def test_a_label_outside_the_classes(digits, monkeypatch, nothing_left):
+    monkeypatch.setattr(DigitsDataModule, "classes", 7)
+    error = digits("fit", "--model.network.classes=7").error
+    assert re.fullmatch(r"labels must be in 0 to 6, got a batch with label [789]", error)
+
+
+def test_a_fast_run_leaves_nothing(digits, nothing_left):
+    assert digits("fit", "--trainer.fast_dev_run=true").code == 0
+    save_last = [
+        "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
+        "--trainer.callbacks.save_last=true",
+    ]
+    assert digits("fit", "--trainer.fast_dev_run=true", *save_last).code == 0
+
+
+def test_nan_keeps_the_last_good_checkpoint(digits, monkeypatch):
+    usual = Classifier.training_step
+
+    def overflowing(module, batch, batch_idx):
+        if module.current_epoch == 1:
+            module.network.fc1.weight.data[0, 0] = torch.inf
+        return usual(module, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", overflowing)
+    error = digits("fit").error
+    assert "in epoch 1, step 2: network.fc1 (Linear) is the first" in error
+    assert error.endswith("not finite among the weights: network.fc1.weight")
+    assert torch.load("logs/digits/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_the_error_of_a_worker_is_one_line():
+    message = (
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  File 1\nValueError: no\nsuch file"
+    )
+    assert command.in_one_line(message) == "no such file"
+
+
+@pytest.mark.parametrize(("variable", "told"), [("LOCAL_RANK", ""), ("RANK", ""), ("SLURM_PROCID", ""), ("OTHER", "x")])
+def test_one_of_several_processes_tells_of_an_error(convnets, monkeypatch, variable, told):
+    """That of the others is the same, before they are connected; see test_interruption.py for those that are."""
+    monkeypatch.setenv(variable, "1")
+    outcome = convnets("fitt")
+    assert outcome.code == 2 and bool(outcome.err) == bool(told)
 
 
 def test_an_error_after_a_checkpoint_keeps_the_run(digits, monkeypatch):
@@ -149,4 +214,4 @@ def test_interrupted(digits, monkeypatch, epoch):
     assert outcome.code == 130
     last = Path("logs/digits/version_0/checkpoints/last.ckpt")
     assert last.is_file() if epoch else not Path("logs").exists()
-    assert outcome.err.endswith(f"--ckpt_path {last}\n" if epoch else "interrupted: no epoch was finished\n")
+    assert outcome.err.endswith(f"--ckpt_path {last}\n" if epoch else "interrupted: no checkpoint was written\n")

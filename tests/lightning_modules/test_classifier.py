@@ -71,5 +71,63 @@ def test_predictions(trainer, loader):
     torch.testing.assert_close(batches[0].probability, Constant().scores.softmax(0)[1].expand(3).detach())
 
 
+class Scores(nn.Module):
+    """Scores of seven classes that are the images; while training, twice these and thrice as from auxiliary ones."""
+
+    input_shape = (7, 1, 1)
+    classes = 7
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        scores = self.weight * images.flatten(1)
+        return (scores, 2 * scores, 3 * scores) if self.training else scores
+
+
+SEVEN = torch.arange(7.0).expand(4, 7)[..., None, None]  # class 6 is the first, and 2 the fifth
+
+
+def seven(labels: list[int]) -> DataLoader:
+    return DataLoader(TensorDataset(SEVEN, torch.tensor(labels)), batch_size=4)
+
+
+def test_top_five_where_there_are_more_classes(trainer):
+    (metrics,) = trainer.test(Classifier(Scores(), SGD), seven([6, 2, 1, 5]), verbose=False)
+    assert metrics["test/accuracy"] == 0.25 and metrics["test/top5_accuracy"] == 0.75
+
+
+def test_auxiliary_scores_smoothing_and_mixing_while_training(trainer):
+    def swapped(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return images.flip(1), nn.functional.one_hot(labels, 7) * 0.75 + nn.functional.one_hot(labels - 1, 7) * 0.25
+
+    labels = [1, 2, 3, 6]
+    module = Classifier(Scores(), partial(SGD, lr=0.0), label_smoothing=0.2, mix=swapped, auxiliary_weight=0.5)
+    trainer.fit(module, seven(labels), seven(labels))
+    images, mixed = swapped(SEVEN, torch.tensor(labels))
+    scores = images.flatten(1)
+    main, *auxiliary = (nn.functional.cross_entropy(k * scores, mixed, label_smoothing=0.2) for k in (1, 2, 3))
+    torch.testing.assert_close(trainer.callback_metrics["train/loss"], main + 0.5 * sum(auxiliary))
+    assert trainer.callback_metrics["train/accuracy"] == 0, "class 0 has the largest score of the swapped"
+    plain = nn.functional.cross_entropy(SEVEN.flatten(1), torch.tensor(labels))
+    torch.testing.assert_close(trainer.callback_metrics["val/loss"], plain)
+
+
+@pytest.mark.parametrize(("interval", "steps"), [("epoch", 2), ("step", 4)])
+def test_interval_of_the_schedule(trainer, loader, interval, steps):
+    module = Classifier(
+        Constant(), partial(SGD, lr=0.1), partial(ExponentialLR, gamma=0.5), lr_scheduler_interval=interval
+    )
+    trainer.fit(module, loader)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**steps)
+
+
+@pytest.mark.parametrize("label", [-1, 7])
+def test_labels_are_checked(trainer, label):
+    with pytest.raises(ValueError, match=f"labels must be in 0 to 6, got a batch with label {label}"):
+        trainer.validate(Classifier(Scores(), SGD), seven([0, 6, label, 1]))
+
+
 def test_example_is_one_input():
     assert Classifier(Constant(), SGD).example_input_array.shape == (1, 1, 2, 2)

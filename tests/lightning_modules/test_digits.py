@@ -50,15 +50,15 @@ def test_one_sample_is_that_of_the_batch():
 def test_shuffling_follows_the_seed():
     data = made(batch_size=1257)
 
-    def order() -> torch.Tensor:
-        ((_, labels),) = data.train_dataloader()
+    def order(seed: int, epoch: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        ((_, labels),) = loader
         return labels
 
-    torch.manual_seed(5)
-    first, second = order(), order()
-    assert not torch.equal(first, second)
-    torch.manual_seed(5)
-    assert torch.equal(order(), first)
+    assert torch.equal(order(5, 1), order(5, 1))
+    assert not torch.equal(order(5, 0), order(5, 1)) and not torch.equal(order(5, 1), order(6, 1))
 
 
 def test_images_are_resized():
