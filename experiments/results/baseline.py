@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from experiments.__main__ import read_config
+from lightning_modules.data.loading import ResumableLoader
 
 PASSES = 3  # over the training data, which a data module may change at random
 STRENGTHS = (1e-4, 1e-2, 1.0)  # inverse penalties, of which validation chooses
@@ -55,7 +56,7 @@ def linear(data: pl.LightningDataModule) -> dict[str, float]:
     """
     data.prepare_data()
     data.setup("fit")
-    train = [batch for _ in range(PASSES) for batch in data.train_dataloader()]
+    train = list(passes(data))
     val = list(data.val_dataloader())
     data.setup("test")
     test = list(data.test_dataloader())
@@ -65,6 +66,15 @@ def linear(data: pl.LightningDataModule) -> dict[str, float]:
     held_out = _flat(val, size)
     model = _chosen(_flat(train, size), lambda model: float(model.score(*held_out)))
     return {"test/accuracy": float(model.score(*_flat(test, size)))}
+
+
+def passes(data: pl.LightningDataModule) -> Iterator[Batch]:
+    """The batches of PASSES epochs, each of which is another one, as where Lightning trains."""
+    for epoch in range(PASSES):
+        loader = data.train_dataloader()
+        if isinstance(loader, ResumableLoader):
+            loader.sampler.set_epoch(epoch)
+        yield from loader
 
 
 def _flat(batches: Iterable[Batch], size: Sequence[int]) -> Rows:

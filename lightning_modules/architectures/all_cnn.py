@@ -16,7 +16,8 @@ For images of 32x32x3 the volumes are
 
 Source: Springenberg, Dosovitskiy, Brox and Riedmiller, "Striving for simplicity: the all convolutional net" (2015),
 tables 1 and 2, and section 3.1 for the dropout. The paper does not say how weights are initialised: here it is as in
-He, Zhang, Ren and Sun, "Delving deep into rectifiers" (2015), which keeps the variance through nine layers with ReLU.
+He, Zhang, Ren and Sun, "Delving deep into rectifiers" (2015), which keeps the variance through layers with ReLU; but
+scores begin near one, as the ReLU would give a class whose score begins below zero for all images no gradient, ever.
 """
 
 from torch import Tensor, nn
@@ -69,6 +70,8 @@ class AllCNN(nn.Module):
             if isinstance(layer, Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.conv9.weight, std=0.01)
+        nn.init.ones_(self.conv9.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores [N, classes] of images [N, C, H, W]."""
