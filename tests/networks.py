@@ -21,6 +21,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "GoogLeNet": {"input_shape": (3, 40, 40), "classes": 5, "dropout": (0.0, 0.0), "width": 1 / 16},
     "LeNet": {"input_shape": (1, 12, 12), "classes": 5},
     "LeNet5": {"input_shape": (1, 32, 32), "classes": 5},
+    "MaxoutNet": {"input_shape": (3, 12, 12), "classes": 5, "dropout": (0.0, 0.0), "filters": (4, 6, 6), "hidden": 10},
     "ResNet18": {"input_shape": (3, 40, 40), "classes": 5, "width": 1 / 8},
     "ResNet50": {"input_shape": (3, 40, 40), "classes": 5, "width": 1 / 16},
     "SmallInception": {"input_shape": (3, 12, 12), "classes": 5, "width": 1 / 8},

@@ -73,6 +73,18 @@ class _Convolution(nn.modules.conv._ConvNd):
         y = self._convolve(input, None, None, {}) + residual
         return y.relu() if check_activation(type(self).__name__, activation) else y
 
+    def transpose(self, output: Tensor, output_padding: IntOrTuple = 0) -> Tensor:
+        """The transpose of this convolution without its bias, by the same weight: from an output back to an input.
+
+        Args:
+            output: [N, out_channels, *grid].
+            output_padding: positions to add after each axis of the result, where a stride leaves open how many.
+        """
+        transposed = getattr(functional, f"conv_transpose{len(self.kernel_size)}d")
+        return transposed(
+            output, self.weight, None, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
+
     def _convolve(
         self, input: Tensor, residual: Tensor | None, activation: str | None, pooling: dict[str, Any]
     ) -> Tensor:

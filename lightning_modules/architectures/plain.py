@@ -52,7 +52,10 @@ class _Activation(nn.Module):
 
 
 class _Convolution(_Activation):
+    weight: Tensor
     kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    groups: int
     padding: Any
     dilation: tuple[int, ...]
     pool: nn.Module | None
@@ -70,6 +73,12 @@ class _Convolution(_Activation):
         if max_pool is not None:
             y = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(self.kernel_size) - 1](y, **max_pool)
         return y if self.pool is None else self.pool(y)
+
+    def transpose(self, output: Tensor, output_padding: int | list[int] = 0) -> Tensor:
+        transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(self.kernel_size) - 1]
+        return transposed(
+            output, self.weight, None, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
 
 
 class Conv1d(_Convolution, nn.Conv1d):

@@ -3,25 +3,28 @@
 With the image X [C, H, W], the estimate Y [classes, H, W] and the kernels U, V and W of figure 9.17,
 
     H(t) = relu(U * X + W * Y(t-1))     without the second term in the first step
-    Y(t) = softmax(V * H(t))
+    Y(t) = softmax(V * H(t) + S * X)
 
-The same kernels serve all steps, so that more steps can be taken than were learned. U and V have several layers here;
-U * X, which no step changes, is computed once. For images of 48x48x3 and the default sizes the volumes are
+The same kernels serve all steps, so that more steps can be taken than were learned. U, V and S have several layers
+here; U * X and S * X, which no step changes, are computed once. S, which the figure lacks, sees no more than a pixel's
+neighbours, but at full size: where something is, while H, at a quarter of it, has what it is. For images of 48x48x3 and
+the default sizes the volumes are
 
     X    INPUT           48 x 48 x  3
-    U    CONV + RELU     24 x 24 x 32   5x5 windows, stride 2; batch norm follows each convolution of U
-         CONV + RELU     24 x 24 x 32   3x3 windows
-         CONV            24 x 24 x 32   3x3 windows with dilation 2
-    W    CONV            24 x 24 x 32   5x5 windows, stride 2, over the probabilities of the 11 labels
-    H    SUM + RELU      24 x 24 x 32   of U and W, in the kernel of W
-    V    CONV + RELU     24 x 24 x 32   3x3 windows with dilation 2
-         TRANSPOSED CONV 48 x 48 x 11   3x3 windows, stride 2: the scores of each pixel
+    U    CONV + RELU     24 x 24 x 16   5x5 windows, stride 2; batch norm follows each convolution of U
+         CONV            12 x 12 x 48   3x3 windows, stride 2
+    W    CONV            12 x 12 x 48   7x7 windows, stride 4, over the probabilities of the 11 labels
+    H    SUM + RELU      12 x 12 x 48   of U and W, in the kernel of W
+    V    CONV + RELU     12 x 12 x 48   3x3 windows
+         TRANSPOSED CONV 48 x 48 x 11   7x7 windows, stride 4
+    S    CONV + RELU     48 x 48 x 16   3x3 windows, batch norm
+         CONV            48 x 48 x 11   1x1 windows; the scores of each pixel are V's and these
 
-Images have any size: a stride of two makes (n + 1) // 2 of n pixels, and its transpose n again, be n odd or even.
+Images have any size: two strides of two, or one of four, make (n + 3) // 4 of n pixels, and the transpose n again.
 
 Source: Goodfellow, Bengio and Courville, Deep Learning (2016), figure 9.17; Pinheiro and Collobert, "Recurrent
-convolutional neural networks for scene labeling" (2014), section 3.2; Yu and Koltun, "Multi-scale context aggregation
-by dilated convolutions" (2016), for the dilation.
+convolutional neural networks for scene labeling" (2014), section 3.2; Long, Shelhamer and Darrell, "Fully convolutional
+networks for semantic segmentation" (2015), for coarse scores that are added to finer ones.
 """
 
 from torch import Tensor, nn
@@ -37,7 +40,7 @@ class RecurrentLabelling(nn.Module):
 
     Args:
         input_shape: channels, height and width of an example; images may have any size.
-        filters: channels of all hidden volumes.
+        filters: channels of the hidden volumes of full and of half size, and of those at a quarter.
         steps: number of estimates, of which the last one counts. The attribute may be changed after training.
         classes: number of scores of a pixel.
 
@@ -48,7 +51,7 @@ class RecurrentLabelling(nn.Module):
     def __init__(
         self,
         input_shape: tuple[int, int, int] = (3, 48, 48),
-        filters: int = 32,
+        filters: tuple[int, int] = (16, 48),
         steps: int = 3,
         classes: int = 11,
     ) -> None:
@@ -59,20 +62,24 @@ class RecurrentLabelling(nn.Module):
         self.input_shape = input_shape
         self.classes = classes
         self.steps = steps
+        few, many = filters
         self.U = nn.Sequential(
-            Conv2d(input_shape[0], filters, 5, stride=2, padding=2, bias=False),
-            BatchNorm2d(filters, activation="relu"),
-            Conv2d(filters, filters, 3, padding=1, bias=False),
-            BatchNorm2d(filters, activation="relu"),
-            Conv2d(filters, filters, 3, padding=2, dilation=2, bias=False),
-            BatchNorm2d(filters),
+            Conv2d(input_shape[0], few, 5, stride=2, padding=2, bias=False),
+            BatchNorm2d(few, activation="relu"),
+            Conv2d(few, many, 3, stride=2, padding=1, bias=False),
+            BatchNorm2d(many),
         )
-        self.W = Conv2d(classes, filters, 5, stride=2, padding=2, bias=False, activation="relu")
+        self.W = Conv2d(classes, many, 7, stride=4, padding=3, bias=False, activation="relu")
         self.V = nn.ModuleList(
             [
-                Conv2d(filters, filters, 3, padding=2, dilation=2, activation="relu"),
-                ConvTranspose2d(filters, classes, 3, stride=2, padding=1),
+                Conv2d(many, many, 3, padding=1, activation="relu"),
+                ConvTranspose2d(many, classes, 7, stride=4, padding=3),
             ]
+        )
+        self.S = nn.Sequential(
+            Conv2d(input_shape[0], few, 3, padding=1, bias=False),
+            BatchNorm2d(few, activation="relu"),
+            Conv2d(few, classes, 1),
         )
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -83,10 +90,10 @@ class RecurrentLabelling(nn.Module):
     def refinements(self, images: Tensor) -> list[Tensor]:
         """The scores [N, classes, H, W] of each step, in order."""
         check_any_size(images, self.input_shape[0], 1)
-        seen = self.U(images)  # [N, filters, H/2, W/2]
+        seen, local = self.U(images), self.S(images)  # [N, many, H/4, W/4], [N, classes, H, W]
         hidden_layer, spread = self.V
         scores: list[Tensor] = []
         for _ in range(self.steps):
             hidden = self.W(scores[-1].softmax(1), seen) if scores else seen.relu()
-            scores.append(spread(hidden_layer(hidden), images.shape[2:]))
+            scores.append(spread(hidden_layer(hidden), images.shape[2:]) + local)
         return scores

@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from kernels import functional
 from kernels.layers import Conv2d
 from lightning_modules.architectures.shapes import check_any_size, check_input_shape
 
@@ -63,7 +62,4 @@ class SparseAutoencoder(nn.Module):
         beyond = [
             (n - k) % s for n, k, s in zip(images.shape[2:], self.conv.kernel_size, self.conv.stride, strict=True)
         ]
-        reconstruction = functional.conv_transpose2d(
-            code, self.conv.weight, stride=self.conv.stride, output_padding=beyond
-        )
-        return Reconstructed(reconstruction, code)
+        return Reconstructed(self.conv.transpose(code, beyond), code)

@@ -110,12 +110,13 @@ class DigitsDataModule(pl.LightningDataModule):
         return torch.from_numpy(kept), torch.from_numpy(out)
 
 
-def shifted(images: Tensor, max_shift: int) -> Tensor:
+def shifted(images: Tensor, max_shift: int, generator: torch.Generator | None = None) -> Tensor:
     """Each image moved by its own whole number of pixels along each axis, the edge repeated where it moved away.
 
     Args:
         images: [N, C, H, W].
         max_shift: largest shift in pixels; every shift from -max_shift to max_shift is equally likely.
+        generator: of the shifts; None takes torch's global one.
 
     Returns:
         A tensor like `images`.
@@ -123,5 +124,5 @@ def shifted(images: Tensor, max_shift: int) -> Tensor:
     count, _, height, width = images.shape
     padded = F.pad(images, (max_shift,) * 4, mode="replicate")
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [N, C, shifts, shifts, H, W]
-    down, right = torch.randint(2 * max_shift + 1, (2, count), device=images.device)
+    down, right = torch.randint(2 * max_shift + 1, (2, count), generator=generator, device=images.device)
     return windows[torch.arange(count, device=images.device), :, down, right]

@@ -6,12 +6,12 @@ Wild, from which scikit-image's developers cropped and resized these.
 
 import torch
 from skimage.data import lfw_subset
+from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_modules.data.crops import mirrored
-from lightning_modules.data.digits import BatchedImages
-from lightning_modules.data.splits import SplitDataModule, Splits, check_positive, stratified
-from lightning_modules.module import Batch
+from lightning_modules.data.digits import BatchedImages, shifted
+from lightning_modules.data.splits import SplitDataModule, Splits, check_positive, generators, stratified
 
 FACES = 100  # come first
 HELD_OUT = 30  # for the validation, and as many for the test
@@ -35,11 +35,13 @@ class FacesDataModule(SplitDataModule):
         batch_size: images a step.
         image_size: side of the images in pixels; other than 25, they are resized bilinearly.
         max_shift: training images are shifted by up to so many pixels along each axis, at random; 0 for none.
+        eval_shifts: each image for validation and test is there so many times, shifted likewise but for good; 0 has
+            each once, and not shifted.
         num_workers: processes that load batches. The images are in memory: 0 is the quickest.
         split_seed: which of the possible splits.
 
     Raises:
-        ValueError: a size is not positive or the shift negative.
+        ValueError: a size is not positive, or the shift or the number of shifts negative.
     """
 
     classes = 2
@@ -49,15 +51,18 @@ class FacesDataModule(SplitDataModule):
         batch_size: int = 20,
         image_size: int = 25,
         max_shift: int = 0,
+        eval_shifts: int = 0,
         num_workers: int = 0,
         split_seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, split_seed)
         check_positive(image_size=image_size)
-        if max_shift < 0:
-            raise ValueError(f"max_shift must not be negative, got {max_shift}")
+        for name, number in (("max_shift", max_shift), ("eval_shifts", eval_shifts)):
+            if number < 0:
+                raise ValueError(f"{name} must not be negative, got {number}")
         self.image_size = image_size
         self.max_shift = max_shift
+        self.eval_shifts = eval_shifts
         self.input_shape = (1, image_size, image_size)
 
     def make_splits(self) -> Splits:
@@ -68,8 +73,15 @@ class FacesDataModule(SplitDataModule):
         rest, test = stratified(labels, HELD_OUT, self.split_seed)
         kept, out = stratified(labels[rest], HELD_OUT, self.split_seed)
         train, val = rest[kept], rest[out]
+        _, *seeded = generators(self.split_seed)
         return (
             MirroredImages(images[train], labels[train], self.max_shift),
-            BatchedImages(images[val], labels[val]),
-            BatchedImages(images[test], labels[test]),
+            self._evaluated(images[val], labels[val], seeded[0]),
+            self._evaluated(images[test], labels[test], seeded[1]),
         )
+
+    def _evaluated(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> BatchedImages:
+        if not self.eval_shifts:
+            return BatchedImages(images, labels)
+        repeated = images.repeat(self.eval_shifts, 1, 1, 1)
+        return BatchedImages(shifted(repeated, self.max_shift, generator), labels.repeat(self.eval_shifts))

@@ -43,7 +43,10 @@ def test_a_run_is_kept_and_not_repeated(convnets, monkeypatch, tmp_path):
     assert re.search(r"it: test/accuracy is 0\.\d+, expected is >= 0\.975", first.err)
     assert "it: test/accuracy is better than a linear classifier's 0.9900 by -0." in first.err
     record = Records(Path("kept.json")).get(Job(recipe, "ours", 7, SHORT))
-    assert set(record.metrics) == {"test/accuracy", "test/loss"} and set(record.curves) == {"train/loss", "val/loss"}
+    assert set(record.metrics) == {"test/accuracy", "test/top5_accuracy", "test/loss"} and set(record.curves) == {
+        "train/loss",
+        "val/loss",
+    }
     assert len(record.epochs) == len(record.curves["train/loss"]) == 2 and 0 < record.epoch < record.seconds
     assert {"device", "torch", "date"} <= record.conditions.keys()
     distance = max(abs(a - b) for a, b in zip(record.curves["train/loss"], [2.0, 1.0], strict=True))

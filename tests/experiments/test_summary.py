@@ -216,7 +216,7 @@ def test_architectures(name, unwritten):
         network.eval()(torch.empty(1, *network.input_shape))
     assert unrolled or totals(of_prediction(rows)).flops == counter.get_total_flops()
     for row in rows:
-        if row.window is not None and row.fan_in is not None and "ransposed" not in row.kind and len(row.input) > 1:
+        if row.window is not None and row.fan_in is not None and "Transpose" not in row.kind and len(row.input) > 1:
             outputs = row.weights // row.fan_in[0] if row.weights else row.output[0]
             cost = conv.cost(1, row.input[0], outputs, row.input[1:], row.window, itemsize=4)
             assert row.flops == cost.flops or "Table" in row.kind or "Local" in row.kind or "Tiled" in row.kind
@@ -296,7 +296,7 @@ def test_a_wrong_command_line_is_one_line(convnets, tmp_path):
     for arguments, message in (
         ((), "give one of --config and --architecture, got none"),
         (("--config", DIGITS, "--architecture", "LeNet"), "got --config and --architecture"),
-        (("--architecture", "LNet"), "--architecture must be one of AllCNN"),
+        (("--architecture", "LNet"), "--architecture must be one of AlexNet"),
         (
             ("--architecture", "ConvNet", "--input_shape", "3", "1", "1"),
             "input_shape must be (channels, height, width)",

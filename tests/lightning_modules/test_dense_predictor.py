@@ -132,7 +132,7 @@ def test_data_with_more_classes(trainer, loader):
     "network",
     [
         SpatialTransducer((1, 8, 8), (8, 8), classes=3),
-        RecurrentLabelling((1, 8, 8), 8, steps=2, classes=3),
+        RecurrentLabelling((1, 8, 8), (8, 8), steps=2, classes=3),
     ],
     ids=["spatial-transducer", "recurrent-labelling"],
 )

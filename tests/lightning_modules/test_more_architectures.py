@@ -30,7 +30,7 @@ SMALL = [
         for sharing in ("full", "tiled", "local")
     ),
     pytest.param(lambda: SpatialTransducer((2, 7, 6), (3, 4), classes=3), id="spatial-transducer"),
-    pytest.param(lambda: RecurrentLabelling((2, 5, 4), 4, steps=2, classes=3), id="recurrent-labelling"),
+    pytest.param(lambda: RecurrentLabelling((2, 5, 4), (3, 4), steps=2, classes=3), id="recurrent-labelling"),
     pytest.param(lambda: SignalNet((2, 70), (4, 5), 9, classes=3), id="signal"),
     pytest.param(lambda: VideoNet((2, 4, 9, 8), (4, 5), classes=3), id="video"),
 ]
@@ -169,7 +169,7 @@ def test_each_output_channel_sees_two_input_channels():
     assert [bool(channel.any()) for channel in seen[0]] == [True, True, False, False]
 
 
-@pytest.mark.parametrize("network", [SpatialTransducer((2, 9, 9), (3, 4, 5)), RecurrentLabelling((2, 9, 9), 4)])
+@pytest.mark.parametrize("network", [SpatialTransducer((2, 9, 9), (3, 4, 5)), RecurrentLabelling((2, 9, 9), (3, 4))])
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 8), (13, 7)])
 def test_labels_for_images_of_any_size(network, size):
     assert network.eval()(torch.randn(2, 2, *size)).shape == (2, 11, *size)
@@ -236,7 +236,7 @@ def test_the_autoencoder_of_one_position_is_reconstruction_ica():
 
 
 def test_steps_of_the_recurrent_labelling():
-    network, images = RecurrentLabelling((2, 6, 5), 4, steps=3), torch.randn(2, 2, 6, 5)
+    network, images = RecurrentLabelling((2, 6, 5), (3, 4), steps=3), torch.randn(2, 2, 6, 5)
     network.eval()
     first, second, third = network.refinements(images)
     assert torch.equal(network(images), third)

@@ -24,6 +24,9 @@ def rows(images: torch.Tensor) -> set[tuple[float, ...]]:
     [
         pytest.param(FacesDataModule, {}, (1, 25, 25), 2, [140, 30, 30], id="faces"),
         pytest.param(FacesDataModule, {"image_size": 16, "max_shift": 2}, (1, 16, 16), 2, [140, 30, 30], id="resized"),
+        pytest.param(
+            FacesDataModule, {"max_shift": 3, "eval_shifts": 4}, (1, 25, 25), 2, [140, 120, 120], id="shifted",
+        ),
         pytest.param(MovingDigitsDataModule, SMALL, (1, 8, 20, 20), 8, [90, 45, 45], id="moving digits"),
         pytest.param(
             MovingDigitsDataModule, {"still": True, "frames": 3, "image_size": 12, **SMALL}, (1, 3, 12, 12), 9,
@@ -81,6 +84,18 @@ def test_only_training_faces_are_mirrored():
     assert rows(images) <= both and not rows(images) <= rows(data.train.images)
     ((images, labels),) = data.val_dataloader()
     assert torch.equal(images, data.val.images)
+
+
+def test_evaluated_faces_are_shifted_for_good():
+    still, moved = made(FacesDataModule).val, made(FacesDataModule, max_shift=2, eval_shifts=3).val
+    assert torch.equal(moved.labels, still.labels.repeat(3))
+    for copy in moved.images.split(len(still)):
+        windows = [
+            still.images[:, :, 2 + down : 23 + down, 2 + right : 23 + right]
+            for down in range(-2, 3)
+            for right in range(-2, 3)
+        ]
+        assert torch.stack([(window == copy[:, :, 2:23, 2:23]).flatten(1).all(1) for window in windows]).any(0).all()
 
 
 def centres(videos: torch.Tensor) -> torch.Tensor:
@@ -156,6 +171,7 @@ def test_bursts_have_an_onset_and_a_loudness():
     [
         (FacesDataModule, {"image_size": 0}, "image_size must be positive, got 0"),
         (FacesDataModule, {"max_shift": -1}, "max_shift must not be negative, got -1"),
+        (FacesDataModule, {"eval_shifts": -1}, "eval_shifts must not be negative, got -1"),
         (MovingDigitsDataModule, {"frames": 0}, "frames must be positive, got 0"),
         (MovingDigitsDataModule, {"digit_size": 21}, "digit_size must be at most image_size, 20, got 21"),
         (MovingDigitsDataModule, {"speeds": (2.0, 1.0)}, r"speeds must be in order, above 0 and below 10.0, got"),
