@@ -41,6 +41,7 @@ CONVOLUTIONS = {
     "tiled": Problem((28, 28), (3, 3), batch=32, channels=64, outputs=64, padding=1, tile=(2, 2)),
     "odd channels": Problem((28, 28), (3, 3), batch=32, channels=37, outputs=53, padding=1),
     "3-d": Problem((8, 14, 14), (3, 3, 3), batch=8, channels=32, outputs=32, padding=1),
+    "3-d stem": Problem((32, 32, 32), (9, 9, 9), batch=8, channels=3, outputs=64, stride=2, padding=4),
     "linear": Problem((), (), batch=256, channels=512, outputs=1000),
 }
 POOLINGS = {
