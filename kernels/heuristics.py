@@ -35,7 +35,7 @@ _GRADIENT = [
 # Where each element of x or dy, or of the weights that a transpose reads, has an address of its own.
 _FORWARD_OF_ELEMENTS = [
     Tile(256, 64, 16, 8, 3), Tile(128, 96, 32, 4, 3), Tile(128, 64, 32, 8, 4),
-    Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4), Tile(256, 16, 32, 4, 4), Tile(16, 16, 64, 4, 4),
+    Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4), Tile(256, 16, 16, 8, 4), Tile(16, 16, 64, 4, 4),
 ]  # fmt: skip
 _TRANSPOSE_TO_ELEMENTS = [
     Tile(128, 32, 32, 4, 4), Tile(64, 32, 32, 4, 4), Tile(256, 16, 32, 4, 4), Tile(64, 16, 32, 4, 4),
