@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from kernels import model
@@ -34,7 +35,7 @@ _GRADIENT = [
 # Where each element of x or dy, or of the weights that a transpose reads, has an address of its own.
 _FORWARD_OF_ELEMENTS = [
     Tile(256, 64, 16, 8, 3), Tile(128, 96, 32, 4, 3), Tile(128, 64, 32, 8, 4),
-    Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4), Tile(256, 16, 32, 4, 4), Tile(16, 16, 64, 4, 4),
+    Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4), Tile(256, 16, 16, 8, 4), Tile(16, 16, 64, 4, 4),
 ]  # fmt: skip
 _TRANSPOSE_TO_ELEMENTS = [
     Tile(128, 32, 32, 4, 4), Tile(64, 32, 32, 4, 4), Tile(256, 16, 32, 4, 4), Tile(64, 16, 32, 4, 4),
@@ -117,14 +118,19 @@ def options(target: str, product: Product) -> list[Tile]:
         tiles = [tile for tile in tiles if (tile.m, tile.n) != (192, 192)]
     if product.dtype == "bfloat16":  # which spills where float16 does not: on sm_90 with a residual, and on sm_80
         spilled = {"forward": 256 * 128, "weight_gradient": 64 * 64}.get(product.operation)
-        tiles = [tile for tile in tiles if tile.m * tile.n != spilled]
+        tiles = _without(tiles, lambda tile: tile.m * tile.n == spilled)
     if target == "sm_100":  # has its sums in a memory of their own, from where they come to the registers at once
         tiles = [replace(t, warps=8 if t.m * t.n >= 8192 else t.warps) for t in tiles if t.m * t.n <= 16384]
         spilled = ((128, 64, 32), (96, 128, 32)) if product.is_gradient else ((16, 16, 128),)
-        tiles = [t for t in tiles if (t.m, t.n, t.k) not in spilled]
+        tiles = _without(tiles, lambda tile: (tile.m, tile.n, tile.k) in spilled)
     most = TARGETS[target].shared_memory if target in TARGETS else UNKNOWN_SHARED_MEMORY
     rates = model.rates_of(target)
     return [tile for tile in dict.fromkeys(tiles) if model.shared_memory(rates, product, tile) <= most]
+
+
+def _without(tiles: list[Tile], spills: Callable[[Tile], bool]) -> list[Tile]:
+    """The tiles that do not spill; where there is but one, and it does, half of it."""
+    return [tile for tile in tiles if not spills(tile)] or [replace(tile, m=tile.m // 2) for tile in tiles]
 
 
 def _aligned(product: Product, channels: int) -> bool:

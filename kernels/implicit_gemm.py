@@ -149,9 +149,8 @@ def multiply_accumulate(
             else:
                 n, at_d, at_h, at_w, first_channel = corner
                 at_channel = first_channel + block * BK % CHANNELS
-                x = x_box.load(
-                    [n, (at_d + d).to(tl.int32), (at_h + h).to(tl.int32), (at_w + w).to(tl.int32), at_channel]
-                )
+                at = ((at_d + d).to(tl.int32), (at_h + h).to(tl.int32), (at_w + w).to(tl.int32))  # as TMA counts
+                x = x_box.load([n.to(tl.int32), at[0], at[1], at[2], at_channel])
                 x = tl.reshape(x, (ROWS[i], BK))
             if y_rows is not None:
                 y = tl.load(y_rows[i] + shift, mask=mask, other=0.0)

@@ -36,11 +36,13 @@ CONVOLUTIONS = {
     "3x3": Problem((28, 28), (3, 3), batch=32, channels=128, outputs=128, padding=1),
     "3x3 stride 2": Problem((28, 28), (3, 3), batch=32, channels=128, outputs=128, stride=2, padding=1),
     "stem": Problem((224, 224), (7, 7), batch=32, channels=3, outputs=64, stride=2, padding=3),
+    "stem to few": Problem((51, 32), (6, 3), batch=32, channels=5, outputs=16, stride=(2, 1), padding=(1, 3)),
     "grouped": Problem((28, 28), (3, 3), batch=32, channels=128, outputs=128, padding=1, groups=4),
     "depthwise": Problem((28, 28), (3, 3), batch=32, channels=128, outputs=128, padding=1, groups=128),
     "tiled": Problem((28, 28), (3, 3), batch=32, channels=64, outputs=64, padding=1, tile=(2, 2)),
     "odd channels": Problem((28, 28), (3, 3), batch=32, channels=37, outputs=53, padding=1),
     "3-d": Problem((8, 14, 14), (3, 3, 3), batch=8, channels=32, outputs=32, padding=1),
+    "3-d stem": Problem((32, 32, 32), (9, 9, 9), batch=8, channels=3, outputs=64, stride=2, padding=4),
     "linear": Problem((), (), batch=256, channels=512, outputs=1000),
 }
 POOLINGS = {

@@ -11,7 +11,9 @@ from kernels.tuning import Tile, use_tile
 from tests.kernels.problems import Problem
 from tests.kernels.test_conv import check
 
+tl = pytest.importorskip("triton.language", reason="triton is not installed")
 boxes = pytest.importorskip("kernels.boxes", reason="triton is not installed")
+grid = pytest.importorskip("kernels.grid", reason="triton is not installed")
 conv = pytest.importorskip("kernels.conv", reason="triton is not installed")
 
 TILE = Tile(64, 16, 16, boxes=True)
@@ -62,6 +64,14 @@ def test_boxes_agree_with_float64(problem, device, described, triton_only):
 def test_boxes_of_16_bits(dtype, device, described, triton_only):
     with use_tile(TILE):
         check(REGULAR[0].values[0], dtype, device, relu=False)
+    assert described == [True, True]
+
+
+def test_boxes_where_addresses_need_64_bits(device, described, triton_only, monkeypatch):
+    """TMA counts in 32 bits, whatever the tensors."""
+    monkeypatch.setattr(grid, "index_type", lambda *_, **__: tl.int64)
+    with use_tile(TILE):
+        check(REGULAR[3].values[0], torch.float32, device, relu=False)
     assert described == [True, True]
 
 
