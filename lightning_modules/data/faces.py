@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lightning_modules.data.crops import mirrored
 from lightning_modules.data.digits import BatchedImages, shifted
 from lightning_modules.data.splits import SplitDataModule, Splits, check_positive, generators, stratified
+from lightning_modules.module import Batch
 
 FACES = 100  # come first
 HELD_OUT = 30  # for the validation, and as many for the test
