@@ -1,4 +1,4 @@
-"""What the commands for kernels share: a parser whose complaints are ValueErrors, and the numbers that it reads."""
+"""What the commands share: a parser whose complaints are ValueErrors, and the numbers that it reads."""
 
 import argparse
 from typing import NoReturn

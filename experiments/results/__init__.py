@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import NoReturn
+
+from experiments.arguments import Parser, natural
 
 RECIPES = Path(__file__).parents[1]
 
@@ -29,33 +29,19 @@ examples:
 """
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def parser() -> Parser:
-    parser = Parser(
-        "convnets results", description=DESCRIPTION, epilog=EXAMPLES, allow_abbrev=False,
-        usage="convnets results [RECIPE ...] [options] [-- options of convnets fit]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser("results", DESCRIPTION, EXAMPLES)
+    parser.usage = "convnets results [RECIPE ...] [options] [-- options of convnets fit]"
     add = parser.add_argument
     add(
         "recipes", nargs="*", metavar="RECIPE", help="a file, or the name of one in experiments/; default: all of those"
     )
-    add("--seeds", type=seed, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    add("--seeds", type=natural, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     add("--json", type=Path, default=Path("logs/results.json"), metavar="FILE",
         help="where results are kept; default: logs/results.json")  # fmt: skip
     add("--markdown", type=Path, metavar="FILE", help="write the table")
     add("--again", action="store_true", help="run what was run already, too")
     return parser
-
-
-def seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
-    return int(text)
 
 
 def main(arguments: list[str]) -> int:

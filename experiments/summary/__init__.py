@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import NoReturn
+
+from experiments.arguments import Parser, positive
 
 DESCRIPTION = """\
 Show every layer of a network: the volumes that it takes and gives, window, stride and padding, receptive field,
@@ -28,16 +28,8 @@ examples:
 """
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def parser() -> Parser:
-    parser = Parser(
-        "convnets summary", description=DESCRIPTION, epilog=EXAMPLES, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser("summary", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add("-c", "--config", type=Path, metavar="RECIPE", help="the network of a recipe")
     add("--architecture", metavar="NAME", help="a class of lightning_modules.architectures, as it is by default")
@@ -45,12 +37,6 @@ def parser() -> Parser:
         help="channels and grid of the image (C H W); default: the network's own")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write all figures")
     return parser
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def main(arguments: list[str]) -> int:
