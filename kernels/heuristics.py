@@ -164,8 +164,8 @@ def _usual(product: Product) -> Tile:
     if product.is_gradient:
         n = dividing_block(product.columns, n) or block(product.columns * product.taps, n)
         folded = product.columns % n != 0
-        warps = 4 if folded or product.itemsize == 4 else 8
-        return Tile(rows_block(product.rows, m // 2 if folded else m), n, k, warps)
+        k = 16 if product.itemsize == 4 else k
+        return Tile(rows_block(product.rows, m // 2 if folded else m), n, k, 4 if folded else 8)
     k = dividing_block(product.depth, k) or k
     folded = product.depth % k != 0
     narrow = product.operation == "transpose_tiled" or (folded and product.operation == "transpose")
