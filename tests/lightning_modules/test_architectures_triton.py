@@ -51,7 +51,7 @@ def test_five_steps_of_training(name, device, triton_only):
     layers = sum(type(layer).__module__.startswith("kernels") for layer in network.modules())
     launches = backend.launch_count()
     losses, state = train(network, images, labels, "triton")
-    assert backend.launch_count() - launches > 2 * STEPS * layers  # forward and backward
+    assert backend.launch_count() - launches >= 2 * STEPS * layers  # forward and backward
     torch.testing.assert_close((losses, state), train(network, images, labels, "torch"))
     assert losses[-1] < losses[0]
     assert all(not torch.equal(state[key], value) for key, value in network.state_dict().items() if "table" not in key)
