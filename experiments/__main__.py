@@ -24,7 +24,7 @@ commands:
   fit         train, then test the checkpoint with the best validation accuracy
   validate    evaluate on the validation split
   test        evaluate on the test split
-  predict     write the class of each test image to predictions.csv, beside the checkpoint
+  predict     write the class of each test image to predictions.csv, beside the checkpoint; maps to files of their own
   bench       check and time the kernels on the layers of classic networks; see convnets bench --help
   inspect     compile kernels for any GPU and estimate how fast they can be; see convnets inspect --help
   results     run every recipe with several seeds and hold it to what it expects; see convnets results --help

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -232,7 +233,7 @@ class ConvnetsCLI(LightningCLI):
         self.trainer.test(**kwargs, weights_only=True)
 
     def predict(self, **kwargs: Any) -> None:
-        """Write a row for each image of the predicted split."""
+        """Write a row for each image of the predicted split; maps go to files of their own, which the row names."""
         if self.trainer.world_size > 1:
             raise ValueError(f"predict writes one table: use --trainer.devices 1, got {self.trainer.world_size}")
         batches: Any = self.trainer.predict(**kwargs, weights_only=True)
@@ -242,8 +243,11 @@ class ConvnetsCLI(LightningCLI):
         with table.open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
             rows.writerow(batches[0]._fields)
+            first = 0
             for batch in batches:
-                rows.writerows(zip(*(column.tolist() for column in batch), strict=True))
+                columns = [in_cells(table, *column, first) for column in zip(batch._fields, batch, strict=True)]
+                rows.writerows(zip(*columns, strict=True))
+                first += len(columns[0])
         self._say(f"predictions: {table}")
 
     def _say(self, line: str) -> None:
@@ -258,6 +262,21 @@ def runs_directory(trainer: Namespace) -> Path:
     if configured is None or "save_dir" not in configured:
         return Path(trainer.default_root_dir or ".") / "lightning_logs"
     return Path(configured.save_dir) / (configured.get("name") or "")
+
+
+def in_cells(table: Path, name: str, values: torch.Tensor, first: int) -> list[Any]:
+    """What stands in a column of a table for values [N] or [N, *]: themselves, or the .npy file that each is saved in.
+
+    The files are beside the table, in a directory of its name, numbered from `first`.
+    """
+    if values.dim() == 1:
+        return values.tolist()
+    directory = table.with_suffix("")
+    directory.mkdir(exist_ok=True)
+    files = [directory / f"{name}-{number:05}.npy" for number in range(first, first + len(values))]
+    for file, value in zip(files, values, strict=True):
+        np.save(file, value.float().numpy() if value.is_floating_point() else value.numpy())
+    return [file.relative_to(table.parent).as_posix() for file in files]
 
 
 def pack_weights(model: torch.nn.Module) -> None:

@@ -26,17 +26,24 @@ LONGEST = 128  # bytes of a row of a box, that shared memory holds side by side
 LARGEST = 256  # positions along an axis of a box
 
 
-class Boxes(NamedTuple):
-    """The boxes of a launch: extents (N, D, H, W) of one, what `locate` takes, how many, and the input for TMA."""
+class Rows(NamedTuple):
+    """The rows of a launch, how they are counted (divisors of D, H, W), and where they are boxes: their extents
+    (N, D, H, W), of which then `counts` are the numbers along D, H, W, and the input as TMA takes it."""
 
-    extents: tuple[int, ...]
-    counts: tuple[int, ...]
     count: int
-    descriptor: object
+    counts: tuple[int, ...]
+    extents: tuple[int, ...] | None = None
+    descriptor: object = None
 
 
-def boxes(tile: Tile, window: Window, x_last: Tensor, size: Sequence[int], alone: bool) -> Boxes | None:
-    """The boxes of an output (N, *size) of x [N, D, H, W, C], or None where it is loaded by addresses.
+def rows(tile: Tile, window: Window, x_last: Tensor, counts: Sequence[int], size: Sequence[int], alone: bool) -> Rows:
+    """Rows for the outputs (N, *size) of x [N, D, H, W, C]: boxes, or the N * prod(counts) of one tile or phase."""
+    boxed = boxes(tile, window, x_last, size, alone) if tile.boxes else None
+    return boxed or Rows(x_last.shape[0] * prod(counts), grid.divisors(counts))
+
+
+def boxes(tile: Tile, window: Window, x_last: Tensor, size: Sequence[int], alone: bool) -> Rows | None:
+    """Rows that are boxes, or None where x is loaded by addresses.
 
     Args:
         alone: whether x is loaded for its own sake only: without a mask, and for one candidate of a pooling.
@@ -45,7 +52,7 @@ def boxes(tile: Tile, window: Window, x_last: Tensor, size: Sequence[int], alone
     row = tile.k * x_last.element_size()
     regular = alone and tile.dot and not window.strided and window.tiles == 1 and channels % tile.k == 0
     aligned = x_last.numel() and x_last.data_ptr() % 16 == 0
-    if not (tile.boxes and regular and row <= LONGEST and aligned and has_tma(tuning.target())):
+    if not (regular and row <= LONGEST and aligned and has_tma(tuning.target())):
         return None
     from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -53,7 +60,7 @@ def boxes(tile: Tile, window: Window, x_last: Tensor, size: Sequence[int], alone
     numbers = tuple(map(cdiv, (x_last.shape[0], *size), extents))
     shape = list(x_last.shape)
     descriptor = TensorDescriptor(x_last, shape, [prod(shape[axis + 1 :]) for axis in range(5)], [*extents, tile.k])
-    return Boxes(extents, grid.divisors(numbers[1:]), prod(numbers), descriptor)
+    return Rows(prod(numbers) * tile.m, grid.divisors(numbers[1:]), extents, descriptor)
 
 
 def has_tma(target: str) -> bool:

@@ -333,27 +333,21 @@ def _forward(
         if live is not None:
             weight_last = F.pad(weight_last, (0, 0, live[0], wide.kernel[-1] - live[1]))
     counts = tuple(map(cdiv, y_last.shape[1:4], wide.tile))
-    rows = x.shape[0] * prod(counts)
     tile = tuning.tile(
-        "forward" if winners is None else "forward_max", x.dtype, rows, outputs, channels, wide.taps, window.groups,
-        wide.tiles,
+        "forward" if winners is None else "forward_max", x.dtype, x.shape[0] * prod(counts), outputs, channels,
+        wide.taps, window.groups, wide.tiles,
     )  # fmt: skip
-    alone = live is None and winners is None
-    boxed = boxes.boxes(tile, wide, x_last, y_last.shape[1:4], alone) if tile.boxes else None
-    if boxed is not None:
-        rows, counts = boxed.count * tile.m, boxed.counts
-    else:
-        counts = grid.divisors(counts)
+    rows = boxes.rows(tile, wide, x_last, counts, y_last.shape[1:4], alone=live is None and winners is None)
     backend.launch(
-        _forward_kernel, (wide.tiles * cdiv(rows, tile.m) * tile.blocks(outputs, window.groups),),
-        x_last, boxed and boxed.descriptor, weight_last, None if bias is None else bias.contiguous(),
+        _forward_kernel, (wide.tiles * cdiv(rows.count, tile.m) * tile.blocks(outputs, window.groups),),
+        x_last, rows.descriptor, weight_last, None if bias is None else bias.contiguous(),
         None if residual is None else channels_last(residual),
         y_last, None if winners is None else channels_last(winners),
-        x.shape[0], rows, counts, tuple(x_last.shape[1:4]), full_size, tuple(y_last.shape[1:4]),
+        x.shape[0], rows.count, rows.counts, tuple(x_last.shape[1:4]), full_size, tuple(y_last.shape[1:4]),
         None if winners is None else cdiv(wide.taps * channels, tile.k if tile.dot else 1),
         WINDOW=wide, POOL=pool.lifted(), MAXOUT=maxout, CHANNELS=channels, OUTPUTS=outputs, RELU=relu,
         LIVE=live, TRUST=live is not None and winners is None and tuning.multiplies_from_shared_memory(),
-        BOX=boxed and boxed.extents, **gemm.arithmetic(window, x, weight, y), **tile.constants,
+        BOX=rows.extents, **gemm.arithmetic(window, x, weight, y), **tile.constants,
     )  # fmt: skip
     return y.contiguous(memory_format=layout), winners
 
@@ -372,21 +366,18 @@ def transpose(
     dx = new_channels_last(dy, window.groups * channels, size)
     dy_last, weight_last, dx_last = channels_last(dy), channels_last(weight), channels_last(dx)
     counts = tuple(map(cdiv, dx_last.shape[1:4], wide.period))
-    rows = dy.shape[0] * prod(counts)
     operation = "transpose" if wide.tiles == 1 else "transpose_tiled"
     phases = prod(wide.period)
-    tile = tuning.tile(operation, dy.dtype, rows, channels, outputs, window.taps, window.groups, phases)
-    boxed = boxes.boxes(tile, wide, dy_last, dx_last.shape[1:4], y is None) if tile.boxes else None
-    if boxed is not None:
-        rows, counts = boxed.count * tile.m, boxed.counts
-    else:
-        counts = grid.divisors(counts)
+    tile = tuning.tile(
+        operation, dy.dtype, dy.shape[0] * prod(counts), channels, outputs, window.taps, window.groups, phases
+    )
+    rows = boxes.rows(tile, wide, dy_last, counts, dx_last.shape[1:4], alone=y is None)
     backend.launch(
-        _transpose_kernel, (phases * cdiv(rows, tile.m) * tile.blocks(channels, window.groups),),
-        dy_last, boxed and boxed.descriptor, None if y is None else channels_last(y), weight_last,
+        _transpose_kernel, (phases * cdiv(rows.count, tile.m) * tile.blocks(channels, window.groups),),
+        dy_last, rows.descriptor, None if y is None else channels_last(y), weight_last,
         None if bias is None else bias.contiguous(), dx_last,
-        dy.shape[0], rows, counts, tuple(dx_last.shape[1:4]), tuple(dy_last.shape[1:4]),
-        WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, RELU=relu, BOX=boxed and boxed.extents,
+        dy.shape[0], rows.count, rows.counts, tuple(dx_last.shape[1:4]), tuple(dy_last.shape[1:4]),
+        WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, RELU=relu, BOX=rows.extents,
         **gemm.arithmetic(window, dy, weight, dx), **tile.constants,
     )  # fmt: skip
     return dx.contiguous(memory_format=memory_format(dy, weight))

@@ -24,8 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import kernels
-from experiments.results.baseline import data_of_recipe
-from experiments.summary.networks import network_of_recipe
+from experiments.recipe import data_of_recipe, network_of_recipe
 from kernels.tuning import Tile, use_tile
 from lightning_modules.architectures import LeNet, plain
 from lightning_modules.classifier import Classifier

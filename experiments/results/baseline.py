@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from experiments.__main__ import read_config
 from lightning_modules.data.loading import ResumableLoader
+from lightning_modules.module import Batch
 
 PASSES = 3  # over the training data, which a data module may change at random
 STRENGTHS = (1e-4, 1e-2, 1.0)  # inverse penalties, of which validation chooses
@@ -29,23 +25,7 @@ ITERATIONS = 300  # at most
 WINDOW = 5  # side of what the classifier of a pixel sees
 PIXELS = 50_000  # at most, of the training scenes, drawn at random
 
-Batch = tuple[Tensor, Tensor]
 Rows = tuple[NDArray[Any], NDArray[Any]]  # features [N, F] and labels [N]
-
-
-def data_of_recipe(recipe: Path) -> pl.LightningDataModule:
-    """The data module of a recipe.
-
-    Raises:
-        ValueError: it has none, or one that cannot be made.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(pl.LightningDataModule, "data", required=True)
-    try:
-        parsed = parser.parse_object({"data": read_config(str(recipe)).get("data")})
-    except ArgumentError as error:
-        raise ValueError(f"{recipe}: {error.message}") from error
-    return parser.instantiate(parsed).data
 
 
 def linear(data: pl.LightningDataModule) -> dict[str, float]:

@@ -21,11 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.__main__ import read_config
 from experiments.expectation import Expectation
 from experiments.interruption import termination_interrupts
-from experiments.results.baseline import data_of_recipe, linear
+from experiments.recipe import data_of_recipe, network_of_recipe
+from experiments.results.baseline import linear
 from experiments.results.records import Job, Record, Records
 from experiments.results.report import Result, markdown
 from experiments.results.training import trained
-from experiments.summary.networks import network_of_recipe
 from experiments.summary.table import of_prediction, totals
 from experiments.summary.trace import layers_of
 

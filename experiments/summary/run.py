@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.summary.networks import network_of_architecture, network_of_recipe
+from experiments.recipe import network_of_architecture, network_of_recipe
 from experiments.summary.table import WIDTH, figures_of, print_table
 from experiments.summary.trace import layers_of
 

@@ -84,10 +84,9 @@ def measured_choice(task: Task, compilers: Compilers, most: int) -> Choice:
         tiles = candidates(task.target, task.product, most)
     else:
         best, usual = estimated(task, compilers, most, FINALISTS)
-        tiles = list(dict.fromkeys([usual.tile, *(outcome.tile for outcome in best)]))
-        tiles = list(
-            dict.fromkeys([*tiles, *with_boxes(task.target, task.product, tiles)])
-        )  # what no estimate tells apart
+        tiles = [usual.tile, *(outcome.tile for outcome in best)]
+        twins = with_boxes(task.target, task.product, tiles)  # which no estimate tells from them
+        tiles = list(dict.fromkeys(tiles + twins))
     case = Case(task, "cpu" if interpreted else "cuda")
     found = fastest(tiles, case.check, case.seconds)
     if found is None:

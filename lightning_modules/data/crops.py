@@ -4,15 +4,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from lightning_modules.data.digits import BatchedImages
+from lightning_modules.data.datasets import BatchDataset, BatchedImages
 from lightning_modules.data.photographs import Part, check_photographs, parts, photograph
 from lightning_modules.data.splits import SplitDataModule, Splits, balanced, check_positive, generators
 from lightning_modules.module import Batch
 
 
-class RandomCrops(Dataset[Batch]):
+class RandomCrops(BatchDataset):
     """Crops that are drawn anew each time, as many of each picture; torch's global generator says where.
 
     Args:
@@ -30,10 +29,6 @@ class RandomCrops(Dataset[Batch]):
 
     def __len__(self) -> int:
         return self.count
-
-    def __getitem__(self, index: int) -> Batch:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> Batch:
         labels = torch.tensor(indices) % len(self.part.blocks)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from lightning_modules.data.digits import BatchedImages, DigitsDataModule
+from lightning_modules.data.datasets import BatchDataset, BatchedImages
+from lightning_modules.data.digits import DigitsDataModule
 from lightning_modules.data.photographs import NATURAL, Part, parts, photograph
 from lightning_modules.data.splits import SplitDataModule, Splits, check_positive, generators
 from lightning_modules.module import Batch
@@ -81,7 +82,7 @@ class SceneMaker:
         return (SHARPNESS * (grey - INK) + 0.5).clamp(0, 1)
 
 
-class RandomScenes(Dataset[Batch]):
+class RandomScenes(BatchDataset):
     """Scenes that are drawn anew each time, by torch's global generator; height and width are drawn for each batch."""
 
     def __init__(self, maker: SceneMaker, count: int, sizes: Sequence[int]) -> None:
@@ -91,10 +92,6 @@ class RandomScenes(Dataset[Batch]):
 
     def __len__(self) -> int:
         return self.count
-
-    def __getitem__(self, index: int) -> Batch:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> Batch:
         return self.maker.draw(len(indices), drawn_size(self.sizes))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_modules.data.crops import mirrored
-from lightning_modules.data.digits import BatchedImages, shifted
+from lightning_modules.data.datasets import BatchedImages, shifted
 from lightning_modules.data.splits import SplitDataModule, Splits, check_positive, generators, stratified
 from lightning_modules.module import Batch
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_modules.data.digits import BatchedImages, DigitsDataModule
+from lightning_modules.data.datasets import BatchedImages
+from lightning_modules.data.digits import DigitsDataModule
 from lightning_modules.data.splits import SplitDataModule, Splits, balanced, check_positive, generators
 
 DIRECTIONS = 8

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from lightning_modules.data.crops import CropsDataModule
-from lightning_modules.data.digits import BatchedImages
+from lightning_modules.data.datasets import BatchedImages
 from lightning_modules.data.photographs import GAP, NATURAL, parts
 from lightning_modules.data.splits import Splits, balanced, generators
 from lightning_modules.data.whitening import filtered, fit_whitening, whitening_filter

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_modules.data.digits import BatchedImages
+from lightning_modules.data.datasets import BatchedImages
 from lightning_modules.data.splits import SplitDataModule, Splits, balanced, check_positive, generators
 
 WAVEFORMS = ("tone", "rising chirp", "falling chirp", "square", "sawtooth", "trill", "tremolo", "noise")

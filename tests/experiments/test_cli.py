@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -232,3 +233,15 @@ def test_triton_trains_through_its_kernels(tmp_path):
     assert run.stdout.count("backend: triton") == 1
     (line,) = (line for line in run.stdout.splitlines() if line.startswith("training:"))
     assert int(line.split()[-5]) > 0, line
+
+
+def test_predicted_maps_are_files_of_their_own(convnets):
+    """Of scenes, whose label and prediction are maps; beside the working directory's table, without a checkpoint."""
+    recipe = str(Path(DIGITS).with_name("recurrent_labelling.yaml"))
+    assert convnets("predict", "--config", recipe, "--data.eval_samples=3", "--trainer.accelerator=cpu").code == 0
+    with Path("predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 and rows[2]["label"] == "predictions/label-00002.npy"
+    labels, found, probability = (np.load(rows[0][name]) for name in ("label", "prediction", "probability"))
+    assert labels.shape == found.shape == probability.shape and labels.dtype == found.dtype == np.int64
+    assert 0 < probability.min() <= probability.max() <= 1

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from experiments.expectation import Expectation
+from experiments.recipe import data_of_recipe
 from experiments.results import baseline, run, training
 from experiments.results.records import Job, Record, Records
 from experiments.results.report import Result, markdown, spread
@@ -174,7 +175,7 @@ def test_a_linear_classifier_learns_what_is_linear(dense):
 
 
 def test_the_linear_classifier_of_a_recipe():
-    data = baseline.data_of_recipe(DIGITS_PATH)
+    data = data_of_recipe(DIGITS_PATH)
     assert data.batch_size == 56
     accuracy = baseline.linear(data)["test/accuracy"]
     assert 0.9 < accuracy < 1 and round(accuracy * 270, 6) == round(accuracy * 270)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from experiments.summary.networks import ARCHITECTURES
+from experiments.recipe import ARCHITECTURES
 from experiments.summary.receptive import SELF, transposed, windowed
 from experiments.summary.table import of_prediction, totals, volume
 from experiments.summary.trace import Row, layers_of

@@ -1,6 +1,5 @@
 from functools import partial
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
@@ -31,12 +30,6 @@ LABELS = torch.tensor([1, 1, 2, 0])
 @pytest.fixture
 def loader() -> DataLoader:
     return DataLoader(TensorDataset(torch.zeros(4, 1, 2, 2), LABELS), batch_size=3)
-
-
-@pytest.fixture
-def trainer(tmp_path) -> pl.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return pl.Trainer(max_epochs=2, accelerator="cpu", default_root_dir=tmp_path, **quiet)
 
 
 def test_metrics_are_those_of_the_whole_split(trainer, loader):

@@ -37,12 +37,6 @@ def loader() -> DataLoader:
     return DataLoader(TensorDataset(torch.zeros(3, 1, 2, 2), LABELS), batch_size=2)
 
 
-@pytest.fixture
-def trainer(tmp_path) -> pl.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return pl.Trainer(max_epochs=2, accelerator="cpu", default_root_dir=tmp_path, **quiet)
-
-
 def test_metrics_are_those_of_the_whole_split(trainer, loader):
     module = DensePredictor(Fixed(), partial(SGD, lr=0.1))
     (metrics,) = trainer.test(module, loader, verbose=False)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_modules.data import DigitsDataModule
-from lightning_modules.data.digits import shifted
+from lightning_modules.data.datasets import shifted
 
 
 def made(**options) -> DigitsDataModule:

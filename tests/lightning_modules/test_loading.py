@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from lightning_modules.data.digits import BatchedImages
+from lightning_modules.data.datasets import BatchedImages
 from lightning_modules.data.loading import ResumableLoader, loader
 
 

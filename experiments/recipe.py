@@ -1,4 +1,4 @@
-"""The network of a recipe, or an architecture by its name."""
+"""What a recipe is made of, without a trainer: its data, and its network, or an architecture by its name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 from torch import nn
 
@@ -22,6 +23,19 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 }
 
 
+def data_of_recipe(path: Path) -> pl.LightningDataModule:
+    """The data module of a recipe.
+
+    Raises:
+        ValueError: it has none, or one that cannot be made.
+    """
+    try:
+        data: pl.LightningDataModule = _made(pl.LightningDataModule, read_config(str(path)).get("data"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return data
+
+
 def network_of_recipe(path: Path, input_shape: Sequence[int] | None = None) -> nn.Module:
     """The network of a recipe; with `input_shape` in place of its own, where its class takes one.
 
@@ -33,10 +47,10 @@ def network_of_recipe(path: Path, input_shape: Sequence[int] | None = None) -> n
         config = config.get(key) if isinstance(config, dict) else None
     if not isinstance(config, dict) or "class_path" not in config:
         raise ValueError(f"--config {path} must have a class_path under {'.'.join(KEY)}")
-    network = _made(config)
+    network = _made(nn.Module, config)
     if input_shape is not None and "input_shape" in inspect.signature(type(network)).parameters:
         arguments = config.get("init_args") or {}
-        network = _made({**config, "init_args": {**arguments, "input_shape": list(input_shape)}})
+        network = _made(nn.Module, {**config, "init_args": {**arguments, "input_shape": list(input_shape)}})
     return _checked(network)
 
 
@@ -54,14 +68,16 @@ def network_of_architecture(name: str, input_shape: Sequence[int] | None = None)
     return _checked(kind())
 
 
-def _made(config: dict[str, Any]) -> nn.Module:
+def _made(kind: type, config: Any) -> Any:
+    """An object of `kind` by its class_path and init_args."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(nn.Module, "network")
+    name = "data" if kind is pl.LightningDataModule else "network"
+    parser.add_subclass_arguments(kind, name, required=True)
     try:
-        parsed = parser.parse_object({"network": config})
+        parsed = parser.parse_object({name: config})
     except ArgumentError as error:
         raise ValueError(error.message or str(error)) from error
-    return parser.instantiate(parsed).network
+    return parser.instantiate(parsed)[name]
 
 
 def _checked(network: Any) -> nn.Module:
