@@ -2,22 +2,20 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_modules.gabor import fit_gabor, is_gabor, principal_kernel
-
-MIN_WINDOW = 7
+from lightning_modules.gabor_score import likeness, scores
 
 
 class GaborLikeness(Metric):
-    """How much the kernels of a layer resemble Gabor functions (see `fit_gabor` and `is_gabor`).
+    """How much the kernels of a layer resemble Gabor functions.
 
     `update` takes the weight of a Conv2d, [O, C, kh, kw], of which each kernel counts by its first principal component
-    over the channels; further updates add kernels. `compute` returns 0-dim float tensors: `mean_r2` and `median_r2`
-    over the live kernels (0 if there are none), `fraction`, the strictly Gabor-like among all kernels, and `dead`, the
-    number of dead ones, each judged within its own layer.
+    over the channels; further updates add kernels, each judged within its own layer. `compute` gives the scores that
+    `gabor_score.scores` describes, and `table` the properties of each kernel.
 
     Under DDP the kernels of all processes are gathered. Replicas hold equal weights, so that counts multiply and all
     else stays; `sync_on_compute=False` keeps each process to its own.
@@ -27,14 +25,12 @@ class GaborLikeness(Metric):
     higher_is_better = True
     full_state_update = False
 
-    r2: list[Tensor]
-    gabor: list[Tensor]
-    dead: list[Tensor]
+    kernels: list[Tensor]  # [B, columns] each
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for state in ("r2", "gabor", "dead"):
-            self.add_state(state, default=[], dist_reduce_fx="cat")
+        self.add_state("kernels", default=[], dist_reduce_fx="cat")
+        self._columns: tuple[str, ...] = ()
 
     def update(self, weight: Tensor) -> None:
         """Add the kernels of `weight`, [O, C, kh, kw] with kh, kw >= 7.
@@ -42,27 +38,16 @@ class GaborLikeness(Metric):
         Raises TypeError unless it is a floating-point tensor, ValueError for another rank, an empty tensor, NaN or inf,
         and for a smaller window, which a Gabor function with its eight parameters fits whatever it holds.
         """
-        kernels, _ = principal_kernel(weight)
-        kh, kw = kernels.shape[1:]
-        if min(kh, kw) < MIN_WINDOW:
-            raise ValueError(
-                f"weight has a {kh}x{kw} window, but Gabor-likeness needs {MIN_WINDOW}x{MIN_WINDOW} or more: "
-                "white noise already fits with an R2 of 0.84 in 3x3 and 0.48 in 5x5 windows"
-            )
-        fit = fit_gabor(kernels)
-        self.r2.append(fit.r2.float())
-        self.gabor.append(is_gabor(fit))
-        self.dead.append(fit.dead)
+        table = likeness(weight).table()
+        self._columns = tuple(table)
+        self.kernels.append(torch.stack(list(table.values()), dim=1))
 
     def compute(self) -> dict[str, Tensor]:
         """The scores of all kernels so far. Raises ValueError if there are none."""
-        if len(self.r2) == 0:
-            raise ValueError("GaborLikeness has no kernels to score: call update(weight) before compute()")
-        r2, gabor, dead = (dim_zero_cat(state) for state in (self.r2, self.gabor, self.dead))
-        live = r2 if dead.all() else r2[~dead]  # the dead have an r2 of 0
-        return {
-            "mean_r2": live.mean(),
-            "median_r2": live.quantile(0.5),
-            "fraction": gabor.float().mean(),
-            "dead": dead.float().sum(),
-        }
+        return scores(self.table())
+
+    def table(self) -> dict[str, Tensor]:
+        """The columns of `Likeness.table` for all kernels so far. Raises ValueError if there are none."""
+        if len(self.kernels) == 0:
+            raise ValueError("GaborLikeness has no kernels to score: call update(weight) first")
+        return dict(zip(self._columns, dim_zero_cat(self.kernels).unbind(1), strict=True))

@@ -1,0 +1,132 @@
+"""Figures of how Gabor-like the kernels of a layer are: their orientations, shapes and scores, and each beside its fit.
+
+The plane of n_x and n_y is Ringach's ("Spatial structure and symmetry of simple-cell receptive fields in macaque
+primary visual cortex", 2002). The area of simple cells in it is bounded by published ratios sigma_x / sigma_y, 0.23 to
+0.92 (Jones and Palmer, "An evaluation of the two-dimensional Gabor filter model of simple receptive fields in cat
+striate cortex", 1987), and bandwidths, 0.5 to 2.6 octaves (De Valois, Albrecht and Thorell, "Spatial frequency
+selectivity of cells in macaque visual cortex", 1982).
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.projections.polar import PolarAxes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_modules.gabor import is_gabor
+from lightning_modules.gabor_score import Likeness, scores
+from lightning_modules.pictures import COLUMNS, GAP, fit_grid
+
+STRICT, ABOVE, BELOW = "#0072b2", "#e69f00", "#999999"  # to be told apart by the colour-blind, too (Okabe and Ito)
+CELLS_ASPECT = (0.23, 0.92)
+CELLS_OCTAVES = (0.5, 2.6)
+LARGEST_N = 1.5  # of the axes
+DPI = 100
+
+
+def shapes(likeness: Likeness, name: str) -> Figure:
+    """Three panels: orientation and frequency, n_x and n_y beside those of simple cells, and r2 beside its null."""
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    grid = figure.add_gridspec(1, 3)
+    _draw_shapes([figure.add_subplot(grid[0, i], polar=i == 0) for i in range(3)], likeness)
+    figure.suptitle(name, fontsize=11)
+    return figure
+
+
+def report(likeness: Likeness, name: str) -> Figure:
+    """Each kernel with its best Gabor function, what is left, and its r2, above the panels of `shapes`."""
+    image = fit_grid(likeness).movedim(0, -1).numpy()
+    height = 13 * image.shape[0] / image.shape[1]
+    figure = Figure(figsize=(13, height + 5.4), layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=(height, 4.4))
+    _draw_fits(figure.add_subplot(grid[0, :]), image, likeness)
+    _draw_shapes([figure.add_subplot(grid[1, i], polar=i == 0) for i in range(3)], likeness)
+    figure.suptitle(f"{name}\n{_in_words(likeness)}", fontsize=11)
+    return figure
+
+
+def _in_words(likeness: Likeness) -> str:
+    found = scores(likeness.table())
+    return (
+        f"mean R2 {found['mean_r2']:.2f}, above the null {found['fraction_above_null']:.0%}, "
+        f"strictly Gabor-like {found['fraction']:.0%} of {len(likeness.kernels)} kernels, {found['dead']:.0f} dead"
+    )
+
+
+def _draw_fits(axes: Axes, image: NDArray[np.float32], likeness: Likeness) -> None:
+    axes.imshow(image, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title("kernel, best Gabor function, what is left; below, its R2 (bold: strictly Gabor-like)", fontsize=9)
+    count = len(likeness.kernels)
+    columns = min(COLUMNS // 2, count)
+    border = GAP if count > 1 else 0  # a single cell has no border
+    width, height = (image.shape[1] - border) / columns, (image.shape[0] - border) / -(-count // columns)
+    strict = is_gabor(likeness.fit)
+    for place, kernel in enumerate(likeness.fit.r2.argsort(descending=True).tolist()):
+        row, column = divmod(place, columns)
+        axes.text(
+            column * width + border + 2, (row + 1) * height - 3, f"{likeness.fit.r2[kernel]:.2f}", fontsize=6,
+            weight="bold" if strict[kernel] else "normal", bbox={"facecolor": "white", "pad": 1, "linewidth": 0},
+        )  # fmt: skip
+
+
+def _draw_shapes(panels: list[Axes], likeness: Likeness) -> None:
+    columns = {name: column.cpu().numpy() for name, column in likeness.table().items()}
+    live = columns["dead"] == 0
+    kinds = {
+        "strictly Gabor-like": (STRICT, "o", live & (columns["gabor"] == 1)),
+        "above the null": (ABOVE, "^", live & (columns["gabor"] == 0) & (columns["above_null"] == 1)),
+        "not above it": (BELOW, "x", live & (columns["above_null"] == 0)),
+    }
+    polar, plane, histogram = panels
+    assert isinstance(polar, PolarAxes)
+    for label, (colour, marker, chosen) in kinds.items():
+        style: Any = {"s": 22, "color": colour, "marker": marker, "label": f"{label} ({chosen.sum()})", "alpha": 0.8}
+        seen = -columns["orientation"][chosen] % math.pi  # rows count downwards
+        polar.scatter(seen, columns["frequency"][chosen], clip_on=False, **style)
+        plane.scatter(columns["n_x"][chosen].clip(max=LARGEST_N), columns["n_y"][chosen].clip(max=LARGEST_N), **style)
+        histogram.hist(columns["r2"][chosen], bins=list(np.linspace(0, 1, 26)), color=colour, alpha=0.8)
+    polar.set_thetamax(180)
+    polar.set_rlim(0, 0.5)
+    polar.set_title("direction of the wave, frequency in cycles a pixel", fontsize=9)
+    _draw_cells(plane)
+    plane.set(xlim=(0, LARGEST_N), ylim=(0, LARGEST_N), xlabel="$n_x$: wavelengths along", ylabel="$n_y$: across")
+    plane.set_title("standard deviations of the envelope, in wavelengths", fontsize=9)
+    plane.legend(fontsize=7, loc="upper right")
+    histogram.axvline(likeness.null, color="black", linestyle="--", linewidth=1)
+    histogram.annotate(
+        "95 % of noise", (likeness.null, 0.97), xycoords=("data", "axes fraction"), xytext=(3, 0),
+        textcoords="offset points", fontsize=7, va="top",
+    )  # fmt: skip
+    histogram.yaxis.set_major_locator(MaxNLocator(integer=True))
+    histogram.margins(y=0.12)
+    histogram.set(xlim=(0, 1), xlabel="R2 of the best Gabor function", ylabel="kernels")
+    histogram.set_title("scores and the null model's", fontsize=9)
+
+
+def _draw_cells(plane: Axes) -> None:
+    """The area of simple cells."""
+    narrow, broad = (_n_x(octaves) for octaves in CELLS_OCTAVES)
+    n_x = np.linspace(broad, narrow, 50)
+    thin, round_ = CELLS_ASPECT
+    plane.fill_between(n_x, n_x / round_, n_x / thin, color="#009e73", alpha=0.15, linewidth=0, label="simple cells")
+
+
+def _n_x(octaves: float) -> float:
+    """n_x of a Gabor function with a bandwidth of so many octaves; see `Gabor.bandwidth`."""
+    return math.sqrt(2 * math.log(2)) / (2 * math.pi) * (2**octaves + 1) / (2**octaves - 1)
+
+
+def pixels(figure: Figure) -> Tensor:
+    """A figure as an image, uint8 [3, height, width]."""
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).movedim(-1, 0)

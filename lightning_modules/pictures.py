@@ -1,0 +1,92 @@
+"""Pictures of kernels, pixel by pixel: a grid of them, their best Gabor functions beside them, and their growth."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from lightning_modules.gabor_score import Likeness
+
+CELL = 64  # pixels that a kernel's longer side takes at least
+GAP = 4  # white pixels between kernels
+COLUMNS = 8  # kernels a row
+LARGEST = 12  # rows and columns shown of a layer with many channels
+
+Scale = Literal["kernel", "layer"]
+
+
+def kernel_grid(weight: Tensor, scale: Scale = "kernel") -> Tensor:
+    """Kernels side by side: zero is grey, and the largest weight black or white.
+
+    Args:
+        weight: [O, C, kh, kw]. Kernels of one channel are drawn in grey and those of three in colour. Of others each
+            row is a kernel and each column a channel, up to 12 of them.
+        scale: whether each kernel has a largest weight of its own, or the "layer" one for all.
+
+    Returns:
+        [3, height, width] in 0 to 1.
+    """
+    return _grid(_in_grey(weight, scale))
+
+
+def fit_grid(likeness: Likeness) -> Tensor:
+    """Each kernel, the Gabor function closest to it, and what is left, on one scale; those of largest r2 come first.
+
+    Returns:
+        [3, height, width] in 0 to 1.
+    """
+    best_first = likeness.fit.r2.argsort(descending=True)
+    kernels = likeness.kernels[best_first]
+    fits = likeness.fit.gabor.kernels(likeness.fit.window)[best_first]
+    cells = _enlarged(_in_grey(torch.stack([kernels, fits, kernels - fits], dim=1).float(), "kernel"))
+    gap = cells.new_ones(*cells.shape[:3], GAP // 4)
+    kernel, fit, rest = cells.unbind(1)  # [O, height, width]
+    triples = torch.cat([kernel, gap[:, 0], fit, gap[:, 0], rest], dim=2)
+    return make_grid(triples[:, None], nrow=COLUMNS // 2, padding=GAP, pad_value=1)
+
+
+def frame(weight: Tensor) -> Tensor:
+    """What `save_growth` needs of a weight [O, C, kh, kw]: its kernels in grey levels, uint8."""
+    largest = LARGEST if weight.shape[1] not in (1, 3) else None
+    return (255 * _in_grey(weight[:largest, :largest], "kernel")).round().byte()
+
+
+def save_growth(frames: Sequence[Tensor], path: Path, milliseconds: int = 400) -> None:
+    """Write a GIF of kernels growing, one `frame` after another; the last stays longest."""
+    images = [to_pil_image(_grid(frame.float() / 255)).quantize(256) for frame in frames]
+    pauses = [milliseconds] * (len(images) - 1) + [5 * milliseconds]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=pauses, loop=0)
+
+
+def save(image: Tensor, path: Path) -> None:
+    """Write an image [3, height, width] in 0 to 1 as PNG."""
+    to_pil_image(image).save(path)
+
+
+def _in_grey(weight: Tensor, scale: Scale) -> Tensor:
+    """Weights [N, ...] to brightness in 0 to 1, 0 in the middle."""
+    largest = weight.abs().flatten(1).amax(1)
+    if scale == "layer":
+        largest = largest.max().expand_as(largest)
+    largest = largest.clamp(min=torch.finfo(weight.dtype).tiny)
+    return 0.5 + weight / (2 * largest.view(-1, *[1] * (weight.ndim - 1)))
+
+
+def _enlarged(cells: Tensor) -> Tensor:
+    """Cells [N, C, kh, kw] with each weight as a square block of pixels."""
+    return F.interpolate(cells, scale_factor=float(-(-CELL // max(cells.shape[2:]))), mode="nearest")
+
+
+def _grid(cells: Tensor) -> Tensor:
+    """Cells [O, C, kh, kw] side by side, [3, height, width]; see `kernel_grid`."""
+    columns = COLUMNS
+    if cells.shape[1] not in (1, 3):
+        cells = cells[:LARGEST, :LARGEST]
+        columns = cells.shape[1]
+        cells = cells.flatten(0, 1)[:, None]
+    return make_grid(_enlarged(cells), nrow=columns, padding=GAP, pad_value=1)
