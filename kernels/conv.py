@@ -327,7 +327,10 @@ def _forward(
     x_last, weight_last, y_last = channels_last(x), channels_last(weight), channels_last(y)
     full_size = (1,) * (AXES - window.axes) + window.output_size(x.shape[2:])
     live = None
-    if gemm.has_few_channels(x_last, wide):
+    if window.covers(x.shape[2:]):
+        wide, x_last, weight_last = POINT, gemm.flattened(x_last), gemm.flattened(weight_last)
+        channels = weight_last.shape[-1]
+    elif gemm.has_few_channels(x_last, wide):
         wide, x_last, live = gemm.over_elements(x_last, wide)
         weight_last, channels = weight_last.flatten(3)[..., None], 1
         if live is not None:
@@ -365,11 +368,15 @@ def transpose(
     outputs = weight.shape[0] // (wide.tiles * window.groups)
     dx = new_channels_last(dy, window.groups * channels, size)
     dy_last, weight_last, dx_last = channels_last(dy), channels_last(weight), channels_last(dx)
+    if window.covers(size):
+        wide, weight_last, dx_last = POINT, gemm.flattened(weight_last), gemm.flattened(dx_last)
+        bias = None if bias is None else bias.repeat(window.taps)
+        channels = weight_last.shape[-1]
     counts = tuple(map(cdiv, dx_last.shape[1:4], wide.period))
     operation = "transpose" if wide.tiles == 1 else "transpose_tiled"
     phases = prod(wide.period)
     tile = tuning.tile(
-        operation, dy.dtype, dy.shape[0] * prod(counts), channels, outputs, window.taps, window.groups, phases
+        operation, dy.dtype, dy.shape[0] * prod(counts), channels, outputs, wide.taps, window.groups, phases
     )
     rows = boxes.rows(tile, wide, dy_last, counts, dx_last.shape[1:4], alone=y is None)
     backend.launch(

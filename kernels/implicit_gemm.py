@@ -183,6 +183,11 @@ def modulo(a, b):
     return (a % b + b) % b
 
 
+def flattened(x_last: Tensor) -> Tensor:
+    """x [N, D, H, W, C] as a grid of one position, [N, 1, 1, 1, D*H*W*C], for a window that covers it."""
+    return x_last.flatten(1)[:, None, None, None]
+
+
 def has_few_channels(x_last: Tensor, window: Window) -> bool:
     """Whether a load of 16 bytes would cross from one tap to the next, which then is its neighbour in memory."""
     aligned = x_last.shape[-1] * x_last.element_size() % 16 == 0

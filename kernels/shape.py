@@ -212,6 +212,18 @@ class Window:
         return replace(self, kernel=kernel, stride=stride, padding=padding), (start, end)
 
     @remembered
+    def covers(self, size: Sequence[int]) -> bool:
+        """Whether the window is a grid of extents `size`, of more than one position: one output reads all of it.
+
+        Such a layer is a linear one, whose features are (tap, channel).
+        """
+        dense = not any(self.flat_padding) and all(
+            d == 1 or k == 1 for d, k in zip(self.dilation, self.kernel, strict=True)
+        )
+        connected = self.groups == self.tiles == 1 and not self.adaptive
+        return self.taps > 1 and self.kernel == tuple(size) and dense and connected
+
+    @remembered
     def without_idle_strides(self, size: Sequence[int], output_size: Sequence[int]) -> Window:
         """The same window, with no stride longer than the grid of extents `size` where it gives one output only."""
         stride = tuple(
@@ -268,7 +280,7 @@ def _from_flat(flat: tuple[int, ...]) -> Window:
     return Window(kernel, stride, padding, dilation, flat[-2], tile, bool(flat[-1]))
 
 
-POINT = Window((1,) * AXES, (1,) * AXES, ((0, 0),) * AXES, (1,) * AXES)  # looks at one position
+POINT = Window((1,) * AXES, (1,) * AXES, ((0, 0),) * AXES, (1,) * AXES, tile=(1,) * AXES)  # looks at one position
 
 
 def shape_of(t: Tensor) -> tuple[int, ...]:

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from kernels import backend, grid, tuning
 from kernels import implicit_gemm as gemm
-from kernels.shape import Window, accumulator_dtype, cdiv, channels_first, channels_last, memory_format
+from kernels.shape import (
+    POINT,
+    Window,
+    accumulator_dtype,
+    cdiv,
+    channels_first,
+    channels_last,
+    memory_format,
+)
 
 
 @backend.device_function
@@ -139,7 +147,10 @@ def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bia
     wide, outputs, channels = window.lifted(), dy.shape[1] // window.groups, x.shape[1] // window.groups
     x_last, dy_last = channels_last(x), channels_last(dy)
     live = None
-    if gemm.has_few_channels(x_last, wide):
+    if window.covers(x.shape[2:]):
+        wide, x_last = POINT, gemm.flattened(x_last)
+        channels = x_last.shape[-1]
+    elif gemm.has_few_channels(x_last, wide):
         wide, x_last, live = gemm.over_elements(x_last, wide)
         channels = 1
     counts = tuple(map(cdiv, dy_last.shape[1:4], wide.tile))
@@ -168,6 +179,8 @@ def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bia
             )  # fmt: skip
     if live is not None:
         dw = dw[:, :, :, slice(*live)]
-    if channels != x.shape[1] // window.groups:
+    if wide is POINT:
+        dw = dw.view(dy.shape[1], *window.lifted().kernel, x.shape[1])
+    elif channels != x.shape[1] // window.groups:
         dw = dw[..., 0].unflatten(3, (-1, x.shape[1]))
     return channels_first(dw, window.axes, memory_format(x)), db
