@@ -14,6 +14,7 @@ from lightning_modules.gabor_score import Likeness
 from lightning_modules.pictures import kernel_grid
 
 KINDS = {"strictly Gabor-like": STRICT, "above the null": ABOVE, "not above it": BELOW}
+WIDTH = 3.2  # inches a learner
 
 
 def draw(weights: Mapping[str, Tensor], found: Mapping[str, Sequence[Likeness]]) -> Figure:
@@ -23,10 +24,12 @@ def draw(weights: Mapping[str, Tensor], found: Mapping[str, Sequence[Likeness]])
         weights: [O, C, kh, kw] of one seed, by learner.
         found: of each seed, by learner.
     """
-    figure = Figure(figsize=(3.2 * len(weights), 6.2), layout="constrained")
-    pictures, histograms = figure.subplots(2, len(weights), squeeze=False, height_ratios=(3, 2))
-    for axes, (name, weight) in zip(pictures, weights.items(), strict=True):
-        axes.imshow(kernel_grid(weight).movedim(0, -1).numpy(), interpolation="nearest")
+    images = {name: kernel_grid(weight).movedim(0, -1).numpy() for name, weight in weights.items()}
+    heights = (WIDTH * max(image.shape[0] / image.shape[1] for image in images.values()), 0.7 * WIDTH)
+    figure = Figure(figsize=(WIDTH * len(weights), sum(heights) + 0.8), layout="constrained")
+    pictures, histograms = figure.subplots(2, len(weights), squeeze=False, height_ratios=heights)
+    for axes, (name, image) in zip(pictures, images.items(), strict=True):
+        axes.imshow(image, interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(name, fontsize=10)
     for axes, likenesses in zip(histograms, found.values(), strict=True):

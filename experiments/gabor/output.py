@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-DPI = 100
+from lightning_modules.gabor_figures import DPI
 
 
 def check_output(directory: Path) -> None:

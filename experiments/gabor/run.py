@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from experiments.gabor.layers import convolutions, measurable, read_state, window_of
 from experiments.gabor.output import check_output, png, strict_json, write
 from experiments.gabor.table import figures_of, print_table
 from experiments.summary.table import WIDTH
 from lightning_modules.gabor_figures import report
-from lightning_modules.gabor_score import likeness, not_measurable
+from lightning_modules.gabor_score import Likeness, likeness, not_measurable
 
 
 def score(checkpoint: Path, names: list[str], output: Path) -> int:
@@ -26,14 +26,12 @@ def score(checkpoint: Path, names: list[str], output: Path) -> int:
     state = read_state(checkpoint)
     weights = measurable(state, names, checkpoint)
     check_output(output)
-    progress = Console(stderr=True)
-    found = {
-        name: likeness(weight) for name, weight in track(weights.items(), "scoring", console=progress, transient=True)
-    }
-    files = {
-        _file(name): png(report(each, name))
-        for name, each in track(found.items(), "drawing", console=progress, transient=True)
-    }
+    found: dict[str, Likeness] = {}
+    files: dict[str, bytes] = {}
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for name in progress.track(weights, description="layers"):
+            found[name] = likeness(weights[name])
+            files[_file(name)] = png(report(found[name], name))
     too_small = {name: weight for name, weight in convolutions(state).items() if not_measurable(window_of(weight))}
     figures = {
         "checkpoint": str(checkpoint),
