@@ -23,14 +23,17 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 }
 
 
-def data_of_recipe(path: Path) -> pl.LightningDataModule:
-    """The data module of a recipe.
+def data_of_recipe(path: Path, **arguments: Any) -> pl.LightningDataModule:
+    """The data module of a recipe; with `arguments` in the place of its own.
 
     Raises:
         ValueError: it has none, or one that cannot be made.
     """
+    config: Any = read_config(str(path)).get("data")
+    if arguments:
+        config = {**config, "init_args": {**(config.get("init_args") or {}), **arguments}}
     try:
-        data: pl.LightningDataModule = _made(pl.LightningDataModule, read_config(str(path)).get("data"))
+        data: pl.LightningDataModule = _made(pl.LightningDataModule, config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return data

@@ -74,7 +74,9 @@ def likeness(weight: Tensor) -> Likeness:
     if reason:
         raise ValueError(f"weight has {reason}")
     fit = fit_gabor(kernels)
-    return Likeness(kernels, share, fit, max(noise_r2(window), _percentile(phase_scrambled(kernels[~fit.dead]))))
+    live = kernels[~fit.dead]
+    null = max(noise_r2(window), _percentile(phase_scrambled(live)) if len(live) else 0.0)
+    return Likeness(kernels, share, fit, null)
 
 
 def not_measurable(window: tuple[int, int]) -> str | None:
@@ -141,7 +143,7 @@ def phase_scrambled(kernels: Tensor) -> Tensor:
 
 
 def _percentile(noise: Tensor) -> float:
-    return float(fit_gabor(noise).r2.quantile(LEVEL)) if len(noise) else 0.0
+    return float(fit_gabor(noise).r2.quantile(LEVEL))
 
 
 def _median(values: Tensor) -> Tensor:

@@ -83,11 +83,15 @@ def markdown(results: Sequence[Result]) -> str:
         table.add_column(title, justify="left" if place < 2 else "right")
     for result in results:
         table.add_row(*_cells(result))
+    return "\n".join((*lines_of(table), "", *_conditions(results))) + "\n"
+
+
+def lines_of(table: Table) -> list[str]:
+    """A table with the box MARKDOWN as text."""
     page = Console(file=io.StringIO(), width=WIDE)
     page.print(table)
     assert isinstance(page.file, io.StringIO)
-    rows = [line.rstrip() for line in page.file.getvalue().splitlines() if line.strip()]
-    return "\n".join((*rows, "", *_conditions(results))) + "\n"
+    return [line.rstrip() for line in page.file.getvalue().splitlines() if line.strip()]
 
 
 def _cells(result: Result) -> list[str]:

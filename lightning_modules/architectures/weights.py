@@ -72,7 +72,9 @@ def first_difference(there: dict[str, Tensor], here: dict[str, Tensor]) -> str |
 
 def is_state_dict(state: object) -> bool:
     """Whether this is a dict of tensors by name."""
-    return isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
+    return isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    )
 
 
 def _state_of_file(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,61 @@
+"""Files of a report: all of them or none."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from lightning_modules.gabor_figures import DPI
+
+
+def check_output(directory: Path) -> None:
+    """Raises ValueError where no such directory can be made or written to, before there is anything to write."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"--output must be a directory, got {directory}: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"--output {directory}: {existing} cannot be written to")
+
+
+def write(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write the content of files by their names, in the place of earlier ones.
+
+    Raises:
+        ValueError: one cannot be written; there is none then.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".", dir=directory) as draft:
+            for name, content in files.items():
+                Path(draft, name).write_bytes(content)
+            for name in files:
+                os.replace(Path(draft, name), directory / name)
+    except OSError as error:
+        raise ValueError(f"--output {directory}: {error.strerror}") from error
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def strict_json(content: Any) -> bytes:
+    """JSON as the standard has it: what is not finite is null."""
+    return (json.dumps(_finite(content), indent=1, allow_nan=False) + "\n").encode()
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
