@@ -1,7 +1,7 @@
 """What TensorBoard records while a network learns: its kernels, and how closely they resemble Gabor functions."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class KernelRecorder(pl.Callback):
 
     Args:
         every_n_epochs: epochs from one record to the next; None for none at the end of epochs.
-        logarithmic: record after 1, 2, 4, 8 steps and so on, too: most of the growth is early.
+        logarithmic: record after 2, 4, 8 steps and so on, too: most of the growth is early.
         layers: names of the layers as in `network.named_modules()`; None takes every two-dimensional convolution with a
             window of more than one pixel.
         scale: whether each "kernel" is drawn from black to white, or a "layer" on one scale.
@@ -64,8 +64,8 @@ class KernelRecorder(pl.Callback):
         self.logarithmic = logarithmic
         self.layers = layers
         self.scale = scale
-        self._last = -1  # the step of the last record
-        self._frames: dict[str, dict[int, Tensor]] = {}  # of each layer, by the step
+        self._last = -1  # steps before the last record
+        self._frames: dict[str, list[Tensor]] = {}  # of each layer
         self._first_r2: dict[str, float] = {}  # the mean of each layer's first record
         self._found: dict[str, Likeness] = {}  # in the last record
         self._jobs: list[Future[None]] = []
@@ -75,7 +75,9 @@ class KernelRecorder(pl.Callback):
         check_layers(self.layers or [], pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        frames = {name: dict(frames) for name, frames in self._frames.items()}
+        if len(self._first_r2) < len(self._frames):  # the first record is under way, or a layer is not measurable
+            wait(self._jobs)
+        frames = {name: list(frames) for name, frames in self._frames.items()}
         return {"last": self._last, "frames": frames, "first_r2": dict(self._first_r2)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -84,14 +86,14 @@ class KernelRecorder(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._thread = ThreadPoolExecutor(1, "KernelRecorder")
         self._prepare(trainer, pl_module)
-        if trainer.global_step in (0, self._last):  # TensorBoard has hidden what a resumed run had from this step on
+        if trainer.global_step == 0:
             self._record(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        if self.logarithmic and step > self._last and step.bit_count() == 1:
+        steps = trainer.global_step
+        if self.logarithmic and steps > max(1, self._last) and steps.bit_count() == 1:
             self._record(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -126,19 +128,21 @@ class KernelRecorder(pl.Callback):
     @rank_zero_only
     def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, final: bool = False) -> None:
         self._warn()
-        new = trainer.global_step != self._last or not final
+        new = trainer.global_step != self._last
         self._last = trainer.global_step
+        step = max(self._last - 1, 0)  # of the last batch, as Lightning logs what belongs to it
         for name, layer in self._recorded(pl_module).items():
             weight = layer.weight.detach().float().cpu().clone()
-            frames = self._frames.setdefault(name, {})
-            frames[self._last] = frame(weight)
+            frames = self._frames.setdefault(name, [])
+            if new:
+                frames.append(frame(weight))
             if len(frames) > MOST_FRAMES:
-                self._frames[name] = dict(list(frames.items())[::2])
+                del frames[1::2]
             for logger in tensorboards(trainer):
                 if new:
-                    self._submit(self._write, logger, name, weight, self._last)
+                    self._submit(self._write, logger, name, weight, step)
                 if final:
-                    self._submit(self._finish, logger, name, weight, list(self._frames[name].values()), self._last)
+                    self._submit(self._finish, logger, name, weight, list(frames), step)
 
     def _submit(self, work: Callable[..., None], *arguments: Any) -> None:
         self._jobs.append(self._thread.submit(work, *arguments))

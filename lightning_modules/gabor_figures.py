@@ -92,7 +92,10 @@ def _draw_shapes(panels: list[Axes], likeness: Likeness) -> None:
         seen = -columns["orientation"][chosen] % math.pi  # rows count downwards
         polar.scatter(seen, columns["frequency"][chosen], clip_on=False, **style)
         plane.scatter(columns["n_x"][chosen].clip(max=LARGEST_N), columns["n_y"][chosen].clip(max=LARGEST_N), **style)
-        histogram.hist(columns["r2"][chosen], bins=list(np.linspace(0, 1, 26)), color=colour, alpha=0.8)
+    histogram.hist(
+        [columns["r2"][chosen] for *_, chosen in kinds.values()], bins=list(np.linspace(0, 1, 26)), stacked=True,
+        color=[colour for colour, *_ in kinds.values()],
+    )  # fmt: skip
     polar.set_thetamax(180)
     polar.set_rlim(0, 0.5)
     polar.set_title("direction of the wave, frequency in cycles a pixel", fontsize=9)

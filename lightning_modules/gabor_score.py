@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_modules.gabor import GaborFit, fit_gabor, is_gabor, principal_kernel
 
 MIN_WINDOW = 7
-SAMPLES = 128  # of each kind of noise
+SAMPLES = 256  # of each kind of noise
 LEVEL = 0.95
 ORIENTATIONS = 8  # bins of the entropy, the first of them centred on tau = 0
 

@@ -73,7 +73,8 @@ def test_fit_evaluate_resume(digits):
     assert "4 steps, 0 launches" in fitted.out
     assert re.search(r"look at it: .*tensorboard --logdir logs/digits", fitted.out)
     files = {path.name for path in RUN.rglob("*") if path.is_file() and not path.name.startswith("events")}
-    assert files == {"best.ckpt", "last.ckpt", "config.yaml", "hparams.yaml"}
+    pictures = {"kernels.png", "fits.png", "shapes.png", "growth.gif"}
+    assert files == {"best.ckpt", "last.ckpt", "config.yaml", "hparams.yaml"} | pictures
 
     config = yaml.safe_load((RUN / "config.yaml").read_text())
     assert config["backend"] == "torch" and config["trainer"]["max_epochs"] == 2
@@ -82,7 +83,7 @@ def test_fit_evaluate_resume(digits):
     tags = events.Tags()
     scalars = {f"{split}/{name}" for split in ("train", "val", "test") for name in ("loss", "accuracy")}
     assert scalars | {"gabor/conv1/mean_r2", "gabor/conv1/fraction"} <= set(tags["scalars"])
-    assert {"kernels/conv1", "kernels/conv2", "gabor/conv1/fits"} == set(tags["images"])
+    assert {"kernels/conv1", "kernels/conv2", "gabor/conv1/fits", "gabor/conv1/shapes"} == set(tags["images"])
     assert tags["graph"] and "_hparams_/session_start_info" in events.summary_metadata
 
     before = set(Path().rglob("*"))

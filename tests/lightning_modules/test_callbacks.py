@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_modules import callbacks
 from lightning_modules.architectures import LeNet
-from lightning_modules.callbacks import CELL, GAP, KernelRecorder, fit_grid, kernel_grid, picture
+from lightning_modules.callbacks import KernelRecorder
 from lightning_modules.loggers import TolerantTensorBoardLogger
+from lightning_modules.reproducibility import LastCheckpoint
 
 
 class Small(pl.LightningModule):
@@ -21,7 +22,7 @@ class Small(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = nn.Sequential(nn.Conv2d(3, 4, 7, padding=3), nn.Conv2d(4, 2, 3))
+        self.network = nn.Sequential(nn.Conv2d(3, 4, 7, padding=3), nn.Conv2d(4, 2, 3), nn.Conv2d(2, 2, 1), nn.ReLU())
         self.example_input_array = torch.zeros(1, 3, 8, 8)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -34,22 +35,32 @@ class Small(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def train(tmp_path, recorder: KernelRecorder, epochs: int = 4, module: pl.LightningModule | None = None):
-    """Two steps an epoch; what TensorBoard then has to show."""
-    logger = TolerantTensorBoardLogger(tmp_path, name="", version="it", log_graph=True)
+def train(
+    tmp_path, recorder: KernelRecorder, epochs: int = 4, module: pl.LightningModule | None = None, resumed: int = 0
+):
+    """Two steps an epoch; what TensorBoard then has to show.
+
+    Args:
+        resumed: the epochs of an earlier run, whose checkpoint this one goes on from; 0 for none.
+    """
+    last = tmp_path / "it" / "checkpoints" / "last.ckpt"
+    logger = TolerantTensorBoardLogger(
+        tmp_path, name="", version="it", log_graph=True, purge_step=2 * resumed if resumed else None
+    )
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         logger=logger,
-        callbacks=[recorder],
+        callbacks=[recorder, LastCheckpoint()],
         log_every_n_steps=1,
-        enable_checkpointing=False,
+        enable_checkpointing=True,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module or Small(), DataLoader(TensorDataset(torch.randn(4, 3, 8, 8)), batch_size=2))
+    batches = DataLoader(TensorDataset(torch.randn(4, 3, 8, 8)), batch_size=2)
+    trainer.fit(module or Small(), batches, ckpt_path=last if resumed else None, weights_only=True)
     assert trainer.current_epoch == epochs
-    events = EventAccumulator(str(tmp_path / "it"), size_guidance={"images": 0, "scalars": 0})
+    events = EventAccumulator(str(tmp_path / "it"), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
     events.Reload()
     return events
 
@@ -57,11 +68,16 @@ def train(tmp_path, recorder: KernelRecorder, epochs: int = 4, module: pl.Lightn
 def test_records_before_the_first_step_and_every_nth_epoch(tmp_path):
     events = train(tmp_path, KernelRecorder(every_n_epochs=2))
     tags = events.Tags()
-    assert set(tags["images"]) == {"kernels/0", "kernels/1", "gabor/0/fits"}
-    assert {"gabor/0/mean_r2", "gabor/0/fraction"} <= set(tags["scalars"])
+    assert set(tags["images"]) == {"kernels/0", "kernels/1", "gabor/0/fits", "gabor/0/shapes"}
+    scores = {"mean_r2", "median_r2", "fraction", "fraction_above_null", "growth", "dead"}
+    assert {f"gabor/0/{name}" for name in scores} <= set(tags["scalars"])
+    assert set(tags["histograms"]) == {f"gabor/0/{name}" for name in ("r2", "orientation", "bandwidth")}
     assert tags["graph"]
-    for tag in tags["images"]:
+    for tag in ("kernels/0", "kernels/1", "gabor/0/fits"):
         assert [image.step for image in events.Images(tag)] == [0, 3, 7]
+    assert [image.step for image in events.Images("gabor/0/shapes")] == [7]
+    growth, r2 = ([scalar.value for scalar in events.Scalars(f"gabor/0/{name}")] for name in ("growth", "mean_r2"))
+    assert growth == pytest.approx([value - r2[0] for value in r2], abs=1e-6)
     first, *_, last = (
         Image.open(io.BytesIO(image.encoded_image_string)).tobytes() for image in events.Images("kernels/0")
     )
@@ -69,25 +85,89 @@ def test_records_before_the_first_step_and_every_nth_epoch(tmp_path):
     assert all(0 <= scalar.value <= 1 for scalar in events.Scalars("gabor/0/mean_r2"))
 
 
+def test_the_page_of_custom_scalars_shows_what_is_measured(tmp_path):
+    events = train(tmp_path, KernelRecorder(), epochs=1)
+    (layout,) = events.Tensors("custom_scalars__config__")
+    (text,) = events.Tensors("gabor/1/text_summary")
+    assert b"gabor/0/mean_r2" in layout.tensor_proto.string_val[0]
+    assert b"gabor/1/" not in layout.tensor_proto.string_val[0]
+    assert b"3x3 window, but Gabor-likeness needs 7x7 or more" in text.tensor_proto.string_val[0]
+
+
+def test_early_growth_is_recorded_on_a_logarithmic_schedule(tmp_path):
+    events = train(tmp_path, KernelRecorder(every_n_epochs=None, logarithmic=True), epochs=5)
+    assert [scalar.step for scalar in events.Scalars("gabor/0/mean_r2")] == [0, 1, 3, 7, 9]
+
+
+def test_pictures_are_written_and_the_kernels_grow(tmp_path):
+    train(tmp_path, KernelRecorder(), epochs=3)
+    directory = tmp_path / "it" / "gabor"
+    assert {path.name for path in (directory / "0").iterdir()} == {
+        "kernels.png",
+        "fits.png",
+        "shapes.png",
+        "growth.gif",
+    }
+    assert {path.name for path in (directory / "1").iterdir()} == {"kernels.png", "growth.gif"}
+    with Image.open(directory / "0" / "growth.gif") as growth, Image.open(directory / "0" / "kernels.png") as kernels:
+        assert growth.n_frames == 4 and growth.size == kernels.size
+
+
+def test_a_resumed_run_records_nothing_twice(tmp_path):
+    train(tmp_path, KernelRecorder(logarithmic=True), epochs=2)
+    events = train(tmp_path, KernelRecorder(logarithmic=True), epochs=4, resumed=2)
+    for tag in ("gabor/0/mean_r2", "gabor/0/growth"):
+        assert [scalar.step for scalar in events.Scalars(tag)] == [0, 1, 3, 5, 7]
+    assert events.Scalars("gabor/0/growth")[3].value != 0
+    with Image.open(tmp_path / "it" / "gabor" / "0" / "growth.gif") as growth:
+        assert growth.n_frames == 5
+
+
+def test_recording_works_on_a_compiled_network(tmp_path):
+    class Compiled(Small):
+        def on_train_start(self) -> None:
+            self.network.compile(backend="eager")
+
+    events = train(tmp_path, KernelRecorder(), epochs=2, module=Compiled())
+    assert [image.step for image in events.Images("gabor/0/fits")] == [0, 1, 3]
+
+
 def test_only_the_named_layers(tmp_path):
     assert train(tmp_path, KernelRecorder(layers=["1"]), epochs=1).Tags()["images"] == ["kernels/1"]
 
 
-def test_layers_and_epochs_are_checked(tmp_path):
-    with pytest.raises(ValueError, match="among 0, 1, got 7"):
-        train(tmp_path, KernelRecorder(layers=["1", "7"]))
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        KernelRecorder(every_n_epochs=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": ["1", "7"]}, "among 0, 1, got 7"),
+        ({"layers": ["2"]}, "among 0, 1: 2, a Conv2d, has no window"),
+        ({"layers": ["3"]}, "among 0, 1: 3, a ReLU, has no window"),
+        ({"every_n_epochs": 0}, "every_n_epochs must be at least 1, got 0"),
+        ({"scale": "all"}, "scale must be kernel or layer, got 'all'"),
+    ],
+    ids=["unknown", "pointwise", "no convolution", "epochs", "scale"],
+)
+def test_wrong_options(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, KernelRecorder(**options))
 
 
 def test_trouble_is_warned_of_once(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("no paint left")
 
-    monkeypatch.setattr(callbacks, "picture", fail)
+    monkeypatch.setattr(callbacks, "kernel_grid", fail)
     with pytest.warns(UserWarning) as caught:
         train(tmp_path, KernelRecorder())
     assert sum("no paint left" in str(warning.message) for warning in caught) == 1
+
+
+def test_where_no_picture_can_be_written_training_goes_on(tmp_path):
+    (tmp_path / "it").mkdir()
+    (tmp_path / "it" / "gabor").touch()
+    with pytest.warns(UserWarning, match="KernelRecorder could not record, training goes on"):
+        events = train(tmp_path, KernelRecorder(), epochs=1)
+    assert len(events.Scalars("gabor/0/mean_r2")) == 2
 
 
 def test_a_network_that_cannot_be_traced_has_no_graph(tmp_path):
@@ -121,47 +201,3 @@ def test_nothing_is_recorded_without_tensorboard():
         enable_model_summary=False,
     ).fit(Small(), DataLoader(TensorDataset(torch.randn(2, 3, 8, 8))))
     assert issubclass(TolerantTensorBoardLogger, TensorBoardLogger)
-
-
-def test_zero_is_grey_and_the_largest_weight_white_or_black():
-    weight = torch.zeros(2, 1, 7, 7)
-    weight[0, 0, 2, 3], weight[1, 0, 0, 0] = 0.01, -5.0
-    block = -(-CELL // 7)
-    image = kernel_grid(weight)
-    first = image[:, GAP : GAP + 7 * block, GAP : GAP + 7 * block]
-    second = image[:, GAP : GAP + 7 * block, 2 * GAP + 7 * block : -GAP]
-    for kernel, value, (row, column) in ((first, 1.0, (2, 3)), (second, 0.0, (0, 0))):
-        expected = torch.full((7, 7), 0.5)
-        expected[row, column] = value
-        assert torch.equal(kernel, expected.repeat_interleave(block, 0).repeat_interleave(block, 1).expand(3, -1, -1))
-
-
-def test_three_channels_are_colours():
-    weight = torch.zeros(1, 3, 7, 7)
-    weight[0, 2] = 1.0
-    red, green, blue = kernel_grid(weight)[:, CELL // 2, CELL // 2]
-    assert (red, green, blue) == (0.5, 0.5, 1.0)
-
-
-def test_many_channels_are_columns_and_capped():
-    block = -(-CELL // 3)
-    assert kernel_grid(torch.randn(5, 20, 3, 3)).shape == (3, 5 * (3 * block + GAP) + GAP, 12 * (3 * block + GAP) + GAP)
-
-
-def test_a_dead_kernel_is_grey():
-    assert (kernel_grid(torch.zeros(1, 1, 7, 7)) == 0.5).all()
-
-
-def test_a_true_gabor_is_its_own_fit():
-    y, x = torch.meshgrid(torch.arange(11.0) - 5, torch.arange(11.0) - 5, indexing="ij")
-    weight = (torch.exp(-(x.square() + y.square()) / 12) * torch.cos(1.2 * x + 0.3))[None, None]
-    image = fit_grid(weight)  # a single cell has no border
-    kernel, fit = image[:, : 11 * 6], image[:, 11 * 6 + GAP // 2 :]
-    torch.testing.assert_close(kernel, fit, atol=1e-3, rtol=0)
-    _, scalars = picture("it", weight)
-    assert scalars["gabor/it/mean_r2"] > 0.99
-
-
-def test_small_windows_are_not_scored():
-    images, scalars = picture("it", torch.randn(4, 1, 5, 9))
-    assert list(images) == ["kernels/it"] and not scalars

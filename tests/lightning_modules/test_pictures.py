@@ -1,0 +1,76 @@
+import numpy as np
+import torch
+from PIL import Image, ImageSequence
+
+from lightning_modules.gabor_score import likeness
+from lightning_modules.pictures import CELL, GAP, fit_grid, frame, kernel_grid, save_growth
+
+
+def test_zero_is_grey_and_the_largest_weight_white_or_black():
+    weight = torch.zeros(2, 1, 7, 7)
+    weight[0, 0, 2, 3], weight[1, 0, 0, 0] = 0.01, -5.0
+    block = -(-CELL // 7)
+    image = kernel_grid(weight)
+    first = image[:, GAP : GAP + 7 * block, GAP : GAP + 7 * block]
+    second = image[:, GAP : GAP + 7 * block, 2 * GAP + 7 * block : -GAP]
+    for kernel, value, (row, column) in ((first, 1.0, (2, 3)), (second, 0.0, (0, 0))):
+        expected = torch.full((7, 7), 0.5)
+        expected[row, column] = value
+        assert torch.equal(kernel, expected.repeat_interleave(block, 0).repeat_interleave(block, 1).expand(3, -1, -1))
+
+
+def test_three_channels_are_colours():
+    weight = torch.zeros(1, 3, 7, 7)
+    weight[0, 2] = 1.0
+    red, green, blue = kernel_grid(weight)[:, CELL // 2, CELL // 2]
+    assert (red, green, blue) == (0.5, 0.5, 1.0)
+
+
+def test_many_channels_are_columns_and_capped():
+    block = -(-CELL // 3)
+    assert kernel_grid(torch.randn(5, 20, 3, 3)).shape == (3, 5 * (3 * block + GAP) + GAP, 12 * (3 * block + GAP) + GAP)
+
+
+def test_a_dead_kernel_is_grey():
+    assert (kernel_grid(torch.zeros(1, 1, 7, 7)) == 0.5).all()
+
+
+def test_a_true_gabor_is_its_own_fit():
+    y, x = torch.meshgrid(torch.arange(11.0) - 5, torch.arange(11.0) - 5, indexing="ij")
+    weight = (torch.exp(-(x.square() + y.square()) / 12) * torch.cos(1.2 * x + 0.3))[None, None]
+    image = fit_grid(likeness(weight))  # a single cell has no border
+    side, gap = 11 * 6, GAP // 4
+    kernel, fit, rest = (image[:, :, start : start + side] for start in (0, side + gap, 2 * (side + gap)))
+    torch.testing.assert_close(kernel, fit, atol=1e-3, rtol=0)
+    torch.testing.assert_close(rest, torch.full_like(rest, 0.5), atol=1e-3, rtol=0)
+
+
+def test_the_best_come_first():
+    y, x = torch.meshgrid(torch.arange(9.0) - 4, torch.arange(9.0) - 4, indexing="ij")
+    gabor = torch.exp(-(x.square() + y.square()) / 8) * torch.cos(1.4 * x)
+    noise = torch.randn(9, 9, generator=torch.Generator().manual_seed(0))
+    image = fit_grid(likeness(torch.stack([noise, gabor])[:, None]))
+    alone = fit_grid(likeness(gabor[None, None]))
+    torch.testing.assert_close(image[:, GAP:-GAP, GAP : GAP + alone.shape[2]], alone)
+
+
+def test_a_layer_on_one_scale():
+    weight = torch.zeros(2, 1, 7, 7)
+    weight[0, 0, 3, 3], weight[1, 0, 3, 3] = 1.0, 0.5
+    middle = GAP + 3 * 10 + 5
+    image = kernel_grid(weight, "layer")
+    assert image[0, middle, middle] == 1 and image[0, middle, middle + 7 * 10 + GAP] == 0.75
+
+
+def test_growth_is_an_animation(tmp_path):
+    weights = [scale * torch.randn(6, 1, 7, 7, generator=torch.Generator().manual_seed(1)) for scale in (1, 2)]
+    other = torch.randn(6, 1, 7, 7, generator=torch.Generator().manual_seed(2))
+    frames = [frame(weight) for weight in (*weights, other)]
+    assert frames[0].dtype == torch.uint8 and torch.equal(frames[0], frames[1])
+    save_growth(frames, tmp_path / "growth.gif")
+    with Image.open(tmp_path / "growth.gif") as animation:
+        shown = [np.asarray(each.convert("L"), dtype=float) for each in ImageSequence.Iterator(animation)]
+        pauses = [each.info["duration"] for each in ImageSequence.Iterator(animation)]
+    expected = kernel_grid(other)[0].numpy() * 255
+    assert np.abs(shown[-1] - expected).max() <= 2  # levels of 255
+    assert sum(pauses) == 400 + 400 + 5 * 400 and pauses[-1] == 5 * 400
