@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_modules.gabor_figures import pixels, shapes
 from lightning_modules.gabor_score import Likeness, likeness, not_measurable, scores
 from lightning_modules.pictures import Scale, fit_grid, frame, kernel_grid, save, save_growth
 
@@ -66,6 +67,7 @@ class KernelRecorder(pl.Callback):
         self.scale = scale
         self._last = -1  # steps before the last record
         self._frames: dict[str, list[Tensor]] = {}  # of each layer
+        self._measured: set[str] = set()
         self._first_r2: dict[str, float] = {}  # the mean of each layer's first record
         self._found: dict[str, Likeness] = {}  # in the last record
         self._jobs: list[Future[None]] = []
@@ -75,7 +77,7 @@ class KernelRecorder(pl.Callback):
         check_layers(self.layers or [], pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        if len(self._first_r2) < len(self._frames):  # the first record is under way, or a layer is not measurable
+        if self._first_r2.keys() < self._measured:  # the first record is under way
             wait(self._jobs)
         frames = {name: list(frames) for name, frames in self._frames.items()}
         return {"last": self._last, "frames": frames, "first_r2": dict(self._first_r2)}
@@ -114,12 +116,11 @@ class KernelRecorder(pl.Callback):
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         recorded = self._recorded(pl_module)
         reasons = {name: not_measurable(window_of(layer)) for name, layer in recorded.items()}
-        measured = [name for name, reason in reasons.items() if reason is None]
-        charts = {
-            chart: ["Multiline", [f"gabor/{name}/{score}" for name in measured]] for chart, score in SHOWN.items()
-        }
+        curves = [f"gabor/{name}" for name, reason in reasons.items() if reason is None]
+        charts = {chart: ["Multiline", [f"{curve}/{score}" for curve in curves]] for chart, score in SHOWN.items()}
         for logger in tensorboards(trainer):
-            if measured:
+            self._measured = {name for name, reason in reasons.items() if reason is None}
+            if curves:
                 self._submit(logger.experiment.add_custom_scalars, {"Gabor-likeness": charts})
             for name, reason in reasons.items():
                 if reason is not None and trainer.global_step == 0:
@@ -131,6 +132,8 @@ class KernelRecorder(pl.Callback):
         new = trainer.global_step != self._last
         self._last = trainer.global_step
         step = max(self._last - 1, 0)  # of the last batch, as Lightning logs what belongs to it
+        if not tensorboards(trainer):
+            return
         for name, layer in self._recorded(pl_module).items():
             weight = layer.weight.detach().float().cpu().clone()
             frames = self._frames.setdefault(name, [])
@@ -175,7 +178,9 @@ class KernelRecorder(pl.Callback):
             if value == value:  # none of the kernels has it, where it is NaN
                 board.add_scalar(f"gabor/{name}/{key}", value, step)
         for key in ("r2", "orientation", "bandwidth"):
-            board.add_histogram(f"gabor/{name}/{key}", table[key][table[key].isfinite()], step)
+            finite = table[key][table[key].isfinite()]
+            if len(finite):
+                board.add_histogram(f"gabor/{name}/{key}", finite, step)
         board.add_image(f"gabor/{name}/fits", fit_grid(found), step)
 
     @torch.no_grad()
@@ -188,8 +193,6 @@ class KernelRecorder(pl.Callback):
         found = self._found.get(name)
         if found is None:
             return
-        from lightning_modules.gabor_figures import pixels, shapes  # matplotlib takes a while
-
         save(fit_grid(found), directory / "fits.png")
         image = pixels(shapes(found, name))
         save(image, directory / "shapes.png")

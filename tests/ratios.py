@@ -3,7 +3,9 @@
 - what a call of a convolution costs beyond ATen's, of which tests/dispatch.py says more;
 - a 3x3 convolution of 16 to 32 channels at 8x8, 128 images, interpreted, with GPU-sized tiles over its own;
 - a training step of experiments/digits.yaml, interpreted, with GPU-sized tiles over the interpreter's own tiles;
-- an epoch of three recipes on the torch backend, over the same network of torch.nn's layers, both in plain Lightning.
+- an epoch of three recipes on the torch backend, over the same network of torch.nn's layers, both in plain Lightning;
+- SciPy's least squares with 8 starts over our batched fit of Gabor functions, 64 kernels of 11x11, and its R2;
+- the training of experiments/autoencoder.yaml with its KernelRecorder over that without.
 """
 
 import copy
@@ -11,6 +13,7 @@ import logging
 import os
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -20,6 +23,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
 import lightning.pytorch as pl
 import torch
 import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,8 +31,13 @@ import kernels
 from experiments.recipe import data_of_recipe, network_of_recipe
 from kernels.tuning import Tile, use_tile
 from lightning_modules.architectures import LeNet, plain
+from lightning_modules.callbacks import KernelRecorder
 from lightning_modules.classifier import Classifier
+from lightning_modules.gabor import fit_gabor
+from lightning_modules.gabor_score import noise_r2, white_noise
+from lightning_modules.reconstruction import Reconstruction
 from tests import dispatch
+from tests.lightning_modules.test_gabor import WINDOW, noisy, random_gabors, scipy_r2
 
 with open("experiments/digits.yaml") as file:
     RECIPE = yaml.safe_load(file)
@@ -39,6 +48,8 @@ RECIPES = [Path(f"experiments/{name}.yaml") for name in ("digits", "all_cnn", "r
 EPOCHS = 4
 BATCHES = 20
 PAIRS = 10
+AUTOENCODER = Path("experiments/autoencoder.yaml")
+RECORDED_PAIRS = 3
 
 
 def step_seconds(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -121,9 +132,71 @@ def epoch_ratio(recipe: Path) -> float:
     return ratio
 
 
+def gabor_ratio() -> bool:
+    """Half of the kernels are Gabor functions in noise of half their energy, half are noise."""
+    gabors = noisy(random_gabors(32, seed=1).kernels(WINDOW), 0.5, seed=2)
+    windows = torch.cat([gabors, white_noise(32, WINDOW, torch.Generator().manual_seed(3))])
+    fit_gabor(windows)
+    ours = []
+    for _ in range(7):
+        started = time.perf_counter()
+        r2 = fit_gabor(windows).r2.mean().item()
+        ours.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    theirs_r2 = scipy_r2(windows).mean().item()
+    own, theirs = statistics.median(ours), time.perf_counter() - started
+    print(
+        f"64 Gabor fits of 11x11 {own:.3f} s, SciPy's {theirs:.2f} s: ratio {theirs / own:.0f}; "
+        f"mean R2 {r2:.4f} and {theirs_r2:.4f}"
+    )
+    return own <= 0.2 and theirs >= 20 * own and abs(r2 - theirs_r2) <= 0.005
+
+
+def training_seconds(recorded: bool) -> float:
+    """Of the sparse autoencoder as its recipe has it, with TensorBoard, and with or without the recorder."""
+    with open(AUTOENCODER) as file:
+        recipe = yaml.safe_load(file)
+    options = next(
+        callback["init_args"]
+        for callback in recipe["trainer"]["callbacks"]
+        if "KernelRecorder" in callback["class_path"]
+    )
+    pl.seed_everything(0, verbose=False)
+    rate = recipe["model"]["init_args"]["optimizer"]["init_args"]["lr"]
+    module = Reconstruction(network_of_recipe(AUTOENCODER), lambda p: torch.optim.Adam(p, lr=rate))
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = pl.Trainer(
+            max_epochs=recipe["trainer"]["max_epochs"], accelerator="cpu", logger=TensorBoardLogger(directory),
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+            callbacks=[KernelRecorder(**options)] if recorded else [],
+        )  # fmt: skip
+        data = data_of_recipe(AUTOENCODER)
+        data.setup("fit")
+        noise_r2.cache_clear()  # as a process of its own has it
+        started = time.perf_counter()
+        with kernels.use_backend("torch"):
+            trainer.fit(module, data)
+        return time.perf_counter() - started
+
+
+def recording_ratio() -> float:
+    pairs = []
+    for turn in range(RECORDED_PAIRS):
+        seconds = {recorded: training_seconds(recorded) for recorded in (True, False)[:: 1 if turn % 2 else -1]}
+        pairs.append((seconds[True], seconds[False]))
+    with_it, without = (statistics.median(times) for times in zip(*pairs, strict=True))
+    ratio = statistics.median(mine / its for mine, its in pairs)
+    print(
+        f"training of the sparse autoencoder with its kernels recorded {with_it:.2f} s, without {without:.2f} s: "
+        f"median ratio {ratio:.3f}"
+    )
+    return ratio
+
+
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     reached = [dispatch.report(), convolution_ratio() > 1, tiles_ratio() >= 20]
     reached += [epoch_ratio(recipe) <= 1.05 for recipe in RECIPES]
+    reached += [gabor_ratio(), recording_ratio() <= 1.03]
     sys.exit(0 if all(reached) else 1)
