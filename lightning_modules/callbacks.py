@@ -1,5 +1,6 @@
 """What TensorBoard records while a network learns: its kernels, and how closely they resemble Gabor functions."""
 
+import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -116,11 +117,14 @@ class KernelRecorder(pl.Callback):
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         recorded = self._recorded(pl_module)
         reasons = {name: not_measurable(window_of(layer)) for name, layer in recorded.items()}
-        curves = [f"gabor/{name}" for name, reason in reasons.items() if reason is None]
-        charts = {chart: ["Multiline", [f"{curve}/{score}" for curve in curves]] for chart, score in SHOWN.items()}
+        measured = [name for name, reason in reasons.items() if reason is None]
+        charts = {
+            chart: ["Multiline", [f"^gabor/{re.escape(name)}/{score}$" for name in measured]]
+            for chart, score in SHOWN.items()
+        }
         for logger in tensorboards(trainer):
-            self._measured = {name for name, reason in reasons.items() if reason is None}
-            if curves:
+            self._measured = set(measured)
+            if measured:
                 self._submit(logger.experiment.add_custom_scalars, {"Gabor-likeness": charts})
             for name, reason in reasons.items():
                 if reason is not None and trainer.global_step == 0:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from PIL.Image import Dither
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
@@ -13,6 +14,7 @@ from torchvision.utils import make_grid
 from lightning_modules.gabor_score import Likeness
 
 CELL = 64  # pixels that a kernel's longer side takes at least
+ANIMATED_CELL = 32  # the same in an animation
 GAP = 4  # white pixels between kernels
 COLUMNS = 8  # kernels a row
 LARGEST = 12  # rows and columns shown of a layer with many channels
@@ -20,18 +22,19 @@ LARGEST = 12  # rows and columns shown of a layer with many channels
 Scale = Literal["kernel", "layer"]
 
 
-def kernel_grid(weight: Tensor, scale: Scale = "kernel") -> Tensor:
+def kernel_grid(weight: Tensor, scale: Scale = "kernel", cell: int = CELL) -> Tensor:
     """Kernels side by side: zero is grey, and the largest weight black or white.
 
     Args:
         weight: [O, C, kh, kw]. Kernels of one channel are drawn in grey and those of three in colour. Of others each
             row is a kernel and each column a channel, up to 12 of them.
         scale: whether each kernel has a largest weight of its own, or the "layer" one for all.
+        cell: pixels that a kernel's longer side takes at least.
 
     Returns:
         [3, height, width] in 0 to 1.
     """
-    return _grid(_in_grey(weight, scale))
+    return _grid(_in_grey(weight, scale), cell)
 
 
 def fit_grid(likeness: Likeness) -> Tensor:
@@ -43,7 +46,7 @@ def fit_grid(likeness: Likeness) -> Tensor:
     best_first = likeness.fit.r2.argsort(descending=True)
     kernels = likeness.kernels[best_first]
     fits = likeness.fit.gabor.kernels(likeness.fit.window)[best_first]
-    cells = _enlarged(_in_grey(torch.stack([kernels, fits, kernels - fits], dim=1).float(), "kernel"))
+    cells = _enlarged(_in_grey(torch.stack([kernels, fits, kernels - fits], dim=1).float(), "kernel"), CELL)
     gap = cells.new_ones(*cells.shape[:3], GAP // 4)
     kernel, fit, rest = cells.unbind(1)  # [O, height, width]
     triples = torch.cat([kernel, gap[:, 0], fit, gap[:, 0], rest], dim=2)
@@ -58,7 +61,8 @@ def frame(weight: Tensor) -> Tensor:
 
 def save_growth(frames: Sequence[Tensor], path: Path, milliseconds: int = 400) -> None:
     """Write a GIF of kernels growing, one `frame` after another; the last stays longest."""
-    images = [to_pil_image(_grid(frame.float() / 255)).quantize(256) for frame in frames]
+    images = [to_pil_image(_grid(frame.float() / 255, ANIMATED_CELL)) for frame in frames]
+    images = [image.quantize(dither=Dither.NONE) for image in images]  # colours as they are, each nearest in a palette
     pauses = [milliseconds] * (len(images) - 1) + [5 * milliseconds]
     images[0].save(path, save_all=True, append_images=images[1:], duration=pauses, loop=0)
 
@@ -77,16 +81,16 @@ def _in_grey(weight: Tensor, scale: Scale) -> Tensor:
     return 0.5 + weight / (2 * largest.view(-1, *[1] * (weight.ndim - 1)))
 
 
-def _enlarged(cells: Tensor) -> Tensor:
-    """Cells [N, C, kh, kw] with each weight as a square block of pixels."""
-    return F.interpolate(cells, scale_factor=float(-(-CELL // max(cells.shape[2:]))), mode="nearest")
+def _enlarged(cells: Tensor, side: int) -> Tensor:
+    """Cells [N, C, kh, kw] with each weight as a square block of pixels, the longer side `side` or a little more."""
+    return F.interpolate(cells, scale_factor=float(-(-side // max(cells.shape[2:]))), mode="nearest")
 
 
-def _grid(cells: Tensor) -> Tensor:
+def _grid(cells: Tensor, side: int) -> Tensor:
     """Cells [O, C, kh, kw] side by side, [3, height, width]; see `kernel_grid`."""
     columns = COLUMNS
     if cells.shape[1] not in (1, 3):
         cells = cells[:LARGEST, :LARGEST]
         columns = cells.shape[1]
         cells = cells.flatten(0, 1)[:, None]
-    return make_grid(_enlarged(cells), nrow=columns, padding=GAP, pad_value=1)
+    return make_grid(_enlarged(cells, side), nrow=columns, padding=GAP, pad_value=1)

@@ -3,7 +3,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from lightning_modules.gabor_score import likeness
-from lightning_modules.pictures import CELL, GAP, fit_grid, frame, kernel_grid, save_growth
+from lightning_modules.pictures import ANIMATED_CELL, CELL, GAP, fit_grid, frame, kernel_grid, save_growth
 
 
 def test_zero_is_grey_and_the_largest_weight_white_or_black():
@@ -71,6 +71,6 @@ def test_growth_is_an_animation(tmp_path):
     with Image.open(tmp_path / "growth.gif") as animation:
         shown = [np.asarray(each.convert("L"), dtype=float) for each in ImageSequence.Iterator(animation)]
         pauses = [each.info["duration"] for each in ImageSequence.Iterator(animation)]
-    expected = kernel_grid(other)[0].numpy() * 255
+    expected = kernel_grid(other, cell=ANIMATED_CELL)[0].numpy() * 255
     assert np.abs(shown[-1] - expected).max() <= 2  # levels of 255
     assert sum(pauses) == 400 + 400 + 5 * 400 and pauses[-1] == 5 * 400
