@@ -27,6 +27,7 @@ from lightning_modules.pictures import COLUMNS, GAP, fit_grid
 STRICT, ABOVE, BELOW = "#0072b2", "#e69f00", "#999999"  # to be told apart by the colour-blind, too (Okabe and Ito)
 CELLS_ASPECT = (0.23, 0.92)
 CELLS_OCTAVES = (0.5, 2.6)
+CELLS = "simple cells (Jones and Palmer 1987,\nDe Valois et al. 1982)"
 LARGEST_N = 1.5  # of the axes
 DPI = 100
 
@@ -119,7 +120,7 @@ def _draw_cells(plane: Axes) -> None:
     narrow, broad = (_n_x(octaves) for octaves in CELLS_OCTAVES)
     n_x = np.linspace(broad, narrow, 50)
     thin, round_ = CELLS_ASPECT
-    plane.fill_between(n_x, n_x / round_, n_x / thin, color="#009e73", alpha=0.15, linewidth=0, label="simple cells")
+    plane.fill_between(n_x, n_x / round_, n_x / thin, color="#009e73", alpha=0.15, linewidth=0, label=CELLS)
 
 
 def _n_x(octaves: float) -> float:

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -156,6 +157,20 @@ def test_r2_is_that_of_the_returned_function():
     kernels = noisy(random_gabors(16, seed=2).kernels(WINDOW), 1.0, seed=3)
     fit = fit_gabor(kernels)
     assert_close(fit.r2, r2_of(kernels, fit.gabor.kernels(WINDOW)))
+
+
+def test_functions_are_differentiable_in_all_parameters():
+    """And so are the quantities that are derived from them."""
+    gabor = random_gabors(3, seed=22)
+    fields = [field.name for field in dataclasses.fields(Gabor)]
+
+    def derived(*parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        made = Gabor(*parameters)
+        return made.kernels((5, 7)), made.wavelength, made.bandwidth, made.aspect, made.n_x, made.n_y
+
+    parameters = [getattr(gabor, field).clone().requires_grad_() for field in fields]
+    assert torch.autograd.gradcheck(derived, parameters)
+    assert_close(gabor.aspect, gabor.n_x / gabor.n_y)
 
 
 def test_orientation_survives_noise():
