@@ -3,6 +3,7 @@
 COMMANDS = ("fit", "validate", "test", "predict")  # of Lightning, see cli.py
 TOOLS = {  # besides: the module whose main(arguments) -> exit code is the command
     "bench": "experiments.bench",
+    "figures": "experiments.gallery",
     "gabor": "experiments.gabor",
     "inspect": "experiments.inspection",
     "results": "experiments.results",
