@@ -5,4 +5,11 @@ SHOWS (the functions whose lines are shown beside the picture), BACKEND (who com
 is no GPU, or "torch" where that takes too long), and draw(), which returns a `gallery.example.Example`.
 """
 
-NAMES = ("volumes", "max-pool-translation", "cross-channel-invariance", "pooling-downsampling", "zero-padding")
+NAMES = (
+    "volumes",
+    "max-pool-translation",
+    "cross-channel-invariance",
+    "pooling-downsampling",
+    "classification-heads",
+    "zero-padding",
+)
