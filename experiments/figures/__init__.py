@@ -6,10 +6,12 @@ is no GPU, or "torch" where that takes too long), and draw(), which returns a `g
 """
 
 NAMES = (
+    "layer-components",
     "volumes",
     "max-pool-translation",
     "cross-channel-invariance",
     "pooling-downsampling",
     "classification-heads",
+    "convnet",
     "zero-padding",
 )

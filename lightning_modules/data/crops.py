@@ -54,6 +54,10 @@ class CropsDataModule(SplitDataModule):
             blocks into which the photographs are divided.
     """
 
+    train: BatchDataset
+    val: BatchedImages
+    test: BatchedImages
+
     def __init__(
         self,
         photographs: Sequence[str],
