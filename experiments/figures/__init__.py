@@ -8,10 +8,13 @@ is no GPU, or "torch" where that takes too long), and draw(), which returns a `g
 NAMES = (
     "layer-components",
     "volumes",
+    "learned-kernels",
     "max-pool-translation",
     "cross-channel-invariance",
     "pooling-downsampling",
     "classification-heads",
     "convnet",
     "zero-padding",
+    "gabor-functions",
+    "gabor-learned",
 )
