@@ -12,5 +12,6 @@ NAMES = (
     "sparse-connectivity",
     "receptive-field",
     "parameter-sharing",
+    "edge-detection",
     "zero-padding",
 )

@@ -11,7 +11,6 @@ mind. To a network that learns its kernels it is all the same, since it can lear
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from experiments.gallery.exact import differing, whole_numbers
 from experiments.gallery.example import Claim, Example
-from experiments.gallery.style import BLUE, SIZE, canvas, picture
+from experiments.gallery.style import BLUE, SIZE, mosaic, picture
 from kernels import conv
 from kernels.functional import conv2d
 
@@ -40,15 +39,15 @@ def draw() -> Example:
     image, kernel = whole_numbers(6, 7), whole_numbers(3, 3)
     convolved, correlated = convolution(POINT, KERNEL), correlation(POINT, KERNEL)
 
-    figure, axes = canvas(4.6, 2, 4)
-    letters(axes[0, 0], PIXELS, 4, "image")
-    letters(axes[0, 1], WEIGHTS, 2, "kernel")
-    letters(wide(axes), symbols, 3, "output")
+    figure, axes = mosaic(4.6, "ABCC;DEFG")
+    letters(axes["A"], PIXELS, 4, "image")
+    letters(axes["B"], WEIGHTS, 2, "kernel")
+    letters(axes["C"], symbols, 3, "output")
     middle = slice(1, 4)  # of a full convolution, as large as the kernel
     images = {"a point": POINT, "a kernel": KERNEL, "convolved": convolved[middle, middle],
               "cross-correlated": correlated[middle, middle]}  # fmt: skip
-    for panel, (title, values) in zip(axes[1], images.items(), strict=True):
-        picture(panel, values, title, numbered=True)
+    for panel, (title, values) in zip("DEFG", images.items(), strict=True):
+        picture(axes[panel], values, title, numbered=True)
 
     return Example(
         figure,
@@ -112,11 +111,3 @@ def letters(axes: Axes, texts: Sequence[str], columns: int, title: str) -> None:
     axes.set(xlim=(-0.1, columns + 0.1), ylim=(rows + 0.1, -0.1), aspect=1 if side == 2 else 0.5)
     axes.set_title(title, fontsize=SIZE)
     axes.axis("off")
-
-
-def wide(axes: Any) -> Axes:
-    """The last two places of the first row as one."""
-    place = axes[0, 2].get_gridspec()[0, 2:]
-    for panel in axes[0, 2:]:
-        panel.remove()
-    return axes[1, 0].figure.add_subplot(place)

@@ -26,6 +26,12 @@ def canvas(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tu
     return figure, axes
 
 
+def mosaic(height: float, layout: str, **options: Any) -> tuple[Figure, dict[str, Axes]]:
+    """A figure of the common width, and its axes by their letters in a layout such as "AAB;CCC"."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained", dpi=DPI)
+    return figure, figure.subplot_mosaic(layout, **options)
+
+
 def picture(axes: Axes, image: ArrayLike, title: str = "", signed: bool = False, numbered: bool = False) -> None:
     """Draw an image [H, W] or [H, W, 3] without axes.
 
