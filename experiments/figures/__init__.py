@@ -13,5 +13,6 @@ NAMES = (
     "receptive-field",
     "parameter-sharing",
     "edge-detection",
+    "stride",
     "zero-padding",
 )

@@ -79,7 +79,7 @@ def connections(
     connected = np.asarray(matrix) != 0
     strong = connected & (np.asarray(marked) != 0)
     counts = connected.shape[::-1]
-    places = [np.arange(count) + (max(counts) - count) / 2 for count in counts]
+    places = [np.linspace(0, max(counts) - 1, count) for count in counts]
     for output, input in np.argwhere(connected):
         color, width, order = (BLUE, 2.5, 2) if strong[output, input] else (GREY, 1, 1)
         axes.plot([places[0][input], places[1][output]], [level, level + 1], color=color, linewidth=width, zorder=order)
