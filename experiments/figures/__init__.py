@@ -15,4 +15,5 @@ NAMES = (
     "edge-detection",
     "stride",
     "zero-padding",
+    "equivariance",
 )

@@ -2,7 +2,7 @@
 
 Convolution with a stride of two gives every second output of the plain convolution, exactly, and so do its gradients.
 One could convolve and then drop what is not wanted, but all of that would have been computed: over images with a stride
-of s, s * s times the work. The kernels go through the outputs that are kept, and compute nothing else.
+of s, nearly s * s times the work. The kernels go through the outputs that are kept, and compute nothing else.
 
 The work is counted, and timed on one CPU thread by PyTorch's convolution, as the interpreter says nothing of speed. The
 time falls by less than the work: moving the data takes time, too.
