@@ -30,7 +30,7 @@ BACKEND = "triton"
 PIXELS, WEIGHTS = "abcdefghijkl", "wxyz"
 BOOK = ["aw + bx + ey + fz", "bw + cx + fy + gz", "cw + dx + gy + hz",
         "ew + fx + iy + jz", "fw + gx + jy + kz", "gw + hx + ky + lz"]  # fmt: skip
-POINT = torch.zeros(3, 3).index_put((torch.tensor(1), torch.tensor(1)), torch.tensor(1.0))
+POINT = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
 KERNEL = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
 
 

@@ -54,20 +54,16 @@ def draw() -> Example:
     even = apart(convolved(turned(image), EVEN), turned(convolved(image, EVEN)))
     by_two = apart(strided(moved(2, 2)(image)), moved(1, 1)(strided(image)))
     by_one = min(apart(strided(moved(1, 1)(image)), move(strided(image))) for move in (moved(0, 0), moved(1, 1)))
+    float_error = rounding(image, EDGES)
     return Example(
         figure,
         [
-            Claim(
-                "moving, first or last: difference as a share of the result",
-                0,
-                translation,
-                within=rounding(image, EDGES),
-            ),
+            Claim("moving, first or last: difference as a share of the result", 0, translation, within=float_error),
             Claim("turning", 0.5, rotation, "stated beforehand", ">="),
             Claim("enlarging", 0.25, scale, "stated beforehand", ">="),
-            Claim("turning, the kernel too", 0, along, within=rounding(image, EDGES)),
+            Claim("turning, the kernel too", 0, along, within=float_error),
             Claim("turning, with a kernel that looks the same when turned", 0, even, within=rounding(image, EVEN)),
-            Claim("a stride of two, moved by two pixels and one", 0, by_two, within=rounding(image, EDGES)),
+            Claim("a stride of two, moved by two pixels and one", 0, by_two, within=float_error),
             Claim("a stride of two, moved by one pixel and none or one", 0.1, by_one, "stated beforehand", ">="),
         ],
     )
