@@ -5,4 +5,15 @@ SHOWS (the functions whose lines are shown beside the picture), BACKEND (who com
 is no GPU, or "torch" where that takes too long), and draw(), which returns a `gallery.example.Example`.
 """
 
-NAMES = ("zero-padding",)
+NAMES = (
+    "matrix-product",
+    "convolution",
+    "three-operations",
+    "sparse-connectivity",
+    "receptive-field",
+    "parameter-sharing",
+    "edge-detection",
+    "stride",
+    "zero-padding",
+    "equivariance",
+)
