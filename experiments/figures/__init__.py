@@ -1,8 +1,8 @@
 """The figures of the lecture, one experiment a file, in the order in which they are told; see experiments/gallery.
 
 A file has a docstring (its first line is the title, the rest what to notice), SOURCE (the figure, section or equation),
-SHOWS (the functions whose lines are shown beside the picture), BACKEND (who computes: "triton", interpreted, or "torch" where
-that takes too long), and draw(), which returns a `gallery.example.Example`.
+SHOWS (the functions whose lines are shown beside the picture), BACKEND (who computes: "triton", interpreted, or "torch"
+where that takes too long), and draw(), which returns a `gallery.example.Example`.
 """
 
 NAMES = (
