@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 from experiments.arguments import Parser
@@ -52,11 +51,7 @@ def main(arguments: list[str]) -> int:
     for directory in (options.output, options.logdir):
         if directory is not None and directory.exists() and not directory.is_dir():
             raise ValueError(f"{directory} must be a directory")
-    if find_spec("triton") is not None:
-        import torch
-
-        if not torch.cuda.is_available():
-            os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
+    os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
     from experiments.gallery.run import listed, run
 
     return run(options) if options.all or options.names else listed()

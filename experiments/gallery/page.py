@@ -23,6 +23,7 @@ img { width: 100%; height: auto; background: white; border-radius: 4px; }
 th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--line); }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 pre { background: #8881; padding: .7rem; border-radius: 4px; font-size: .8rem; line-height: 1.35; }
+@media (max-width: 40rem) { th:nth-child(3), td:nth-child(3) { display: none; } th, td { padding: .25rem; } }
 code { font-size: .9em; } .fails { color: #d55e00; font-weight: bold; } .small { font-size: .85rem; opacity: .8; }
 """
 INTRODUCTION = """
