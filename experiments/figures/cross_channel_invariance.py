@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.gallery.example import Claim, Example
-from experiments.gallery.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SIZE, canvas, chart, picture
+from experiments.gallery.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SIZE, chart, mosaic, picture
 from experiments.gallery.training import accuracy, train
 from kernels import conv, use_backend
 from kernels.functional import conv2d, cross_channel_max_pool
@@ -54,18 +54,15 @@ def draw() -> Example:
     detected, pooled = answers(maxout, test[data.test.labels == SHOWN], mean)
     aligned, apart = likeness(maxout.weight.detach().view(10, PIECES, 1, size, size))
 
-    figure, axes = canvas(6.0, rows=2, columns=6, height_ratios=(1, 1.7))
-    for piece, place in enumerate(axes[0, :3]):
+    figure, axes = mosaic(6.0, "ABCDEF;LLLRRR", height_ratios=(1, 1.7))
+    for piece, place in enumerate(axes[letter] for letter in "ABC"):
         picture(
             place, maxout.weight[SHOWN * PIECES + piece, 0].detach(), f"kernel {piece + 1} of a {SHOWN}", signed=True
         )
-    for place, angle in zip(axes[0, 3:], (-LARGEST, 0, LARGEST), strict=True):
+    for place, angle in zip((axes[letter] for letter in "DEF"), (-LARGEST, 0, LARGEST), strict=True):
         example = test[data.test.labels == SHOWN][:1]
         picture(place, turned(example, torch.tensor(float(angle)))[0, 0], f"turned by {angle}°")
-    grid = axes[0, 0].get_gridspec()
-    for place in axes[1]:
-        place.remove()
-    left, right = figure.add_subplot(grid[1, :3]), figure.add_subplot(grid[1, 3:])
+    left, right = axes["L"], axes["R"]
     for piece, colour in enumerate((BLUE, GREEN, PURPLE)):
         left.plot(ANGLES, detected[:, piece], color=colour, label=f"kernel {piece + 1}")
     left.plot(ANGLES, pooled, color="black", linewidth=3, alpha=0.5, label="the largest", zorder=0)

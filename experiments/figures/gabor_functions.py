@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from experiments.gallery.example import Claim, Example
-from experiments.gallery.style import BLUE, ORANGE, SIZE, canvas, chart, picture
+from experiments.gallery.style import BLUE, ORANGE, SIZE, chart, mosaic, picture
 from kernels import conv
 from kernels.functional import conv2d
 from lightning_modules.gabor import Gabor, fit_gabor
@@ -39,17 +39,14 @@ def draw() -> Example:
     even, odd = cells()
     both = torch.hypot(even, odd)
 
-    figure, axes = canvas(5.0, rows=len(family), columns=2, width_ratios=(1.25, 1))
-    grid = axes[0, 0].get_gridspec()
-    for place, (name, functions) in zip(axes[:, 0], family.items(), strict=True):
+    figure, axes = mosaic(5.0, "AR;BR;CR;DR;ER;FR", width_ratios=(1.25, 1))
+    for place, (name, functions) in zip((axes[letter] for letter in "ABCDEF"), family.items(), strict=True):
         picture(place, side_by_side(functions.kernels(WINDOW)), signed=True)
         values = FAMILY[name]
         place.set_ylabel(
             f"{name}\n{values[0]:.2g} to {values[-1]:.2g}", fontsize=SIZE - 2, rotation=0, ha="right", va="center"
         )
-    for place in axes[:, 1]:
-        place.remove()
-    right = figure.add_subplot(grid[:, 1])
+    right = axes["R"]
     degrees = PHASES.rad2deg()
     right.plot(degrees, even, color=BLUE, label="simple cell, phi = 0")
     right.plot(degrees, odd, color=ORANGE, label="simple cell, phi = 90°")

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.figures import learned_kernels
 from experiments.gallery.example import Claim, Example
-from experiments.gallery.style import BLUE, GREY, ORANGE, SIZE, canvas, chart, picture
+from experiments.gallery.style import BLUE, GREY, ORANGE, SIZE, chart, mosaic, picture
 from lightning_modules.gabor import fit_gabor, is_gabor
 from lightning_modules.gabor_score import Likeness, likeness, phase_scrambled, scores
 from lightning_modules.pictures import fit_grid
@@ -29,30 +29,26 @@ def draw() -> Example:
     before, after = likeness(kernels[0]), likeness(kernels[-1])
     found = {"before": figures_of(before), "after": figures_of(after)}
 
-    figure, axes = canvas(7.4, rows=2, columns=2, width_ratios=(1.7, 1))
-    grid = axes[0, 0].get_gridspec()
-    for place in axes[:, 0]:
-        place.remove()
-    left = figure.add_subplot(grid[:, 0])
-    picture(left, fit_grid(after).movedim(0, 2), "kernel, closest Gabor function, what is left")
+    figure, axes = mosaic(7.0, "AB;AC", width_ratios=(1.7, 1))
+    picture(axes["A"], fit_grid(after).movedim(0, 2), "kernel, closest Gabor function, what is left")
     bins = list(np.linspace(0, 1, 21))
-    axes[0, 1].hist(before.fit.r2.numpy(), bins, color=GREY, label="before training")
-    axes[0, 1].hist(after.fit.r2.numpy(), bins, color=BLUE, alpha=0.8, label="after")
-    axes[0, 1].axvline(after.null, color="black", linestyle="--", linewidth=1, label="95 % of noise")
-    axes[0, 1].legend(fontsize=SIZE - 2)
-    chart(axes[0, 1], "how well Gabor functions fit", "R2", "kernels")
+    axes["B"].hist(before.fit.r2.numpy(), bins, color=GREY, label="before training")
+    axes["B"].hist(after.fit.r2.numpy(), bins, color=BLUE, alpha=0.8, label="after")
+    axes["B"].axvline(after.null, color="black", linestyle="--", linewidth=1, label="95 % of noise")
+    axes["B"].legend(fontsize=SIZE - 2)
+    chart(axes["B"], "how well Gabor functions fit", "R2", "kernels")
     table = after.table()
     above = table["above_null"].bool()
     for chosen, colour, marker, label in (
         (above, BLUE, "o", "above the noise"),
         (~above, ORANGE, "x", "not above it"),
     ):
-        axes[1, 1].scatter(
+        axes["C"].scatter(
             table["orientation"][chosen].rad2deg(), table["frequency"][chosen], color=colour, marker=marker, label=label
         )
-    axes[1, 1].set(xlim=(0, 180), ylim=(0, 0.5), xticks=range(0, 181, 45))
-    axes[1, 1].legend(fontsize=SIZE - 2, loc="lower right")
-    chart(axes[1, 1], "all directions, many widths", "direction of the wave, degrees", "cycles a pixel")
+    axes["C"].set(xlim=(0, 180), ylim=(0, 0.5), xticks=range(0, 181, 45))
+    axes["C"].legend(fontsize=SIZE - 2, loc="lower right")
+    chart(axes["C"], "all directions, many widths", "direction of the wave, degrees", "cycles a pixel")
 
     return Example(
         figure,

@@ -13,7 +13,7 @@ from matplotlib.patches import FancyBboxPatch
 from torch import nn
 
 from experiments.gallery.example import Claim, Example
-from experiments.gallery.style import BLUE, GREEN, ORANGE, SIZE, canvas, picture
+from experiments.gallery.style import BLUE, GREEN, ORANGE, SIZE, mosaic, picture
 from experiments.gallery.training import accuracy, train
 from kernels import conv, use_backend
 from kernels.backend import launch_count
@@ -50,22 +50,20 @@ def draw() -> Example:
 
     differ = int((complex_layer != pooled).sum())
 
-    figure, axes = canvas(6.2, rows=4, columns=FILTERS, height_ratios=(2.2, 1, 1, 1))
-    grid = axes[0, 0].get_gridspec()
-    for place in axes[0]:
-        place.remove()
-    picture(figure.add_subplot(grid[0, :2]), image[0, 0], "input")
-    draw_terminology(figure.add_subplot(grid[0, 2:]))
-    for row, name, volume in zip(axes[1:], STAGES, (convolved, detected, pooled), strict=True):
-        for place, values in zip(row, volume[0], strict=True):
-            picture(place, values, signed=True)
-        row[0].set_ylabel(name, fontsize=SIZE - 1)
+    figure, axes = mosaic(6.2, "IITTTTTT;abcdefgh;ijklmnop;qrstuvwx", height_ratios=(2.2, 1, 1, 1))
+    picture(axes["I"], image[0, 0], "input")
+    draw_terminology(axes["T"])
+    for row, name, volume in zip(
+        ("abcdefgh", "ijklmnop", "qrstuvwx"), STAGES, (convolved, detected, pooled), strict=True
+    ):
+        for letter, values in zip(row, volume[0], strict=True):
+            picture(axes[letter], values, signed=True)
+        axes[row[0]].set_ylabel(name, fontsize=SIZE - 1)
 
     return Example(
         figure,
         [
             Claim("values of the complex layer that differ from three simple ones", 0, differ),
-            Claim("kernels that are launched for the complex layer", 1, launches),
             Claim("values below zero after the detector stage", 0, int((detected < 0).sum())),
             Claim("values that the detector stage changes but should not", 0,
                 int((detected != convolved)[convolved > 0].sum())),
@@ -73,7 +71,7 @@ def draw() -> Example:
                 sum(each.numel() for each in (convolved, detected, pooled)) / complex_layer.numel()),
             Claim("test digits that are recognised, a share", 0.9, share, "stated beforehand", ">="),
         ],
-        {"negative values before the detector stage": int((convolved < 0).sum())},
+        {"kernels launched for the complex layer": launches, "values below zero before": int((convolved < 0).sum())},
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from experiments.gallery.example import Claim, Example
-from experiments.gallery.style import BLUE, canvas, chart, picture
+from experiments.gallery.style import BLUE, chart, mosaic, picture
 from kernels import conv, use_backend
 from kernels.functional import conv2d, conv_transpose2d
 from lightning_modules.architectures import SparseAutoencoder
@@ -45,14 +45,11 @@ def draw() -> Example:
     kernels, losses, patches = learn(SEED)
     results = {step: result(weight, patches) for step, weight in kernels.items()}
 
-    figure, axes = canvas(5.6, rows=2, columns=len(SHOWN), height_ratios=(1.5, 1))
-    for place, (step, weight) in zip(axes[0], kernels.items(), strict=True):
+    figure, axes = mosaic(5.6, "ABC;LLL", height_ratios=(1.5, 1))
+    for place, (step, weight) in zip((axes[letter] for letter in "ABC"), kernels.items(), strict=True):
         picture(place, kernel_grid(weight).movedim(0, 2), f"after {step} steps" if step else "before")
-    for place in axes[1]:
-        place.remove()
-    below = figure.add_subplot(axes[0, 0].get_gridspec()[1, :])
-    below.plot(losses, color=BLUE, linewidth=1)
-    chart(below, "a sparse code from which patches can be rebuilt", "steps", "loss")
+    axes["L"].plot(losses, color=BLUE, linewidth=1)
+    chart(axes["L"], "a sparse code from which patches can be rebuilt", "steps", "loss")
 
     variance, kurtosis = zip(results[0], results[STEPS], strict=True)
     return Example(

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from experiments.gallery.example import Claim, Example
-from experiments.gallery.style import BLUE, GREY, ORANGE, SIZE, canvas, chart
+from experiments.gallery.style import BLUE, GREY, ORANGE, SIZE, chart, mosaic
 from experiments.gallery.training import train
 from kernels import pool, use_backend
 from kernels.functional import max_pool1d
@@ -40,14 +40,12 @@ def draw() -> Example:
     wrong = int((torch.stack(pooled) != torch.tensor(POOLED)).sum())
     curves = {name: answers_kept(pools) for name, pools in (("with pooling", True), ("with strides", False))}
 
-    figure, axes = canvas(6.2, rows=2, columns=2, height_ratios=(1, 1.4))
+    figure, axes = mosaic(6.2, "AB;CC", height_ratios=(1, 1.4))
     for place, detector, outputs, title in zip(
-        axes[0], DETECTOR, pooled, ("an input", "moved right by one pixel"), strict=True
+        (axes["A"], axes["B"]), DETECTOR, pooled, ("an input", "moved right by one pixel"), strict=True
     ):
         draw_stages(place, detector, outputs.tolist(), title)
-    for place in axes[1]:
-        place.remove()
-    below = figure.add_subplot(axes[0, 0].get_gridspec()[1, :])
+    below = axes["C"]
     for (name, kept), colour, marker in zip(curves.items(), (BLUE, ORANGE), "os", strict=True):
         below.plot(list(SHIFTS), kept, marker=marker, color=colour, label=name)
     below.legend(fontsize=SIZE - 1)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from experiments.gallery.example import Claim, Example
-from experiments.gallery.style import BLUE, GREY, ORANGE, RED, SIZE, canvas, picture
+from experiments.gallery.style import BLUE, GREY, ORANGE, RED, SIZE, mosaic, picture
 from experiments.gallery.volumes import draw_volumes, root
 from kernels import pool
 from kernels.functional import max_pool1d, max_pool2d
@@ -37,13 +37,11 @@ def draw() -> Example:
     halved = max_pool2d(volume[None], 2)[0]  # [64, 112, 112]
     blocks = volume.view(CHANNELS, SIDE // 2, 2, SIDE // 2, 2).amax((2, 4))
 
-    figure, axes = canvas(6.2, rows=2, columns=3, height_ratios=(1, 1.5), width_ratios=(1.6, 1, 1))
-    for place in axes[0]:
-        place.remove()
-    draw_windows(figure.add_subplot(axes[0, 0].get_gridspec()[0, :]), pooled)
-    draw_volumes(axes[1, 0], [volume.shape, halved.shape], ("INPUT", "POOL"), root, (ORANGE, BLUE))
-    picture(axes[1, 1], volume[31, 40:100, 60:120], "60x60 pixels of a channel")
-    picture(axes[1, 2], halved[31, 20:50, 30:60], "pooled: 30x30")
+    figure, axes = mosaic(6.2, "AAA;BCD", height_ratios=(1, 1.5), width_ratios=(1.6, 1, 1))
+    draw_windows(axes["A"], pooled)
+    draw_volumes(axes["B"], [volume.shape, halved.shape], ("INPUT", "POOL"), root, (ORANGE, BLUE))
+    picture(axes["C"], volume[31, 40:100, 60:120], "60x60 pixels of a channel")
+    picture(axes["D"], halved[31, 20:50, 30:60], "pooled: 30x30")
 
     return Example(
         figure,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from experiments.gallery.example import Claim, Example
-from experiments.gallery.style import BLUE, GREEN, GREYS, ORANGE, RED, SIZE, canvas
+from experiments.gallery.style import BLUE, GREEN, GREYS, ORANGE, RED, SIZE, mosaic
 from experiments.gallery.volumes import SLANT, draw_box, draw_volumes
 from kernels import conv
 from kernels.functional import conv2d
@@ -38,17 +38,14 @@ def draw() -> Example:
     small, large = Conv2d(3, 12, 5, padding="same"), Conv2d(20, 1, 3, padding="same")
     seen_small, seen_large = seen_by_a_neuron(small, (3, 32, 32)), seen_by_a_neuron(large, (20, 16, 16))
 
-    figure, axes = canvas(4.6, rows=2, columns=2, height_ratios=(1.25, 1))
-    for place in axes[0]:
-        place.remove()
-    row = figure.add_subplot(axes[0, 0].get_gridspec()[0, :])
-    corners = draw_volumes(row, found, NAMES, colours=(ORANGE, BLUE, BLUE, GREEN))
+    figure, axes = mosaic(4.6, "AA;BC", height_ratios=(1.25, 1))
+    corners = draw_volumes(axes["A"], found, NAMES, colours=(ORANGE, BLUE, BLUE, GREEN))
     left, top = corners[0]
-    draw_box(row, left + 8 * SLANT, top - 12 + 8 * SLANT, 3, 5, 5, RED)  # what one neuron of CONV sees
-    row.set_title("each layer makes a volume of a volume; red: what one neuron of CONV looks at", fontsize=SIZE)
+    draw_box(axes["A"], left + 8 * SLANT, top - 12 + 8 * SLANT, 3, 5, 5, RED)  # what one neuron of CONV sees
+    axes["A"].set_title("each layer makes a volume of a volume; red: what one neuron of CONV looks at", fontsize=SIZE)
     for place, seen, title in (
-        (axes[1, 0], seen_small, "a neuron of 5x5 over 32x32x3"),
-        (axes[1, 1], seen_large, "a neuron of 3x3 over 16x16x20"),
+        (axes["B"], seen_small, "a neuron of 5x5 over 32x32x3"),
+        (axes["C"], seen_large, "a neuron of 3x3 over 16x16x20"),
     ):
         place.imshow(seen.sum(0), cmap=GREYS)
         place.set_title(f"{title}:\n{int(seen.sum())} inputs, in all {len(seen)} channels", fontsize=SIZE)
