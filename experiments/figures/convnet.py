@@ -87,5 +87,6 @@ def stages(network: ConvNet, image: Tensor) -> dict[str, Tensor]:
 
 
 def maps(volume: Tensor) -> Tensor:
-    """The channels of a volume side by side, three a row."""
-    return make_grid(volume[:, None], nrow=3, padding=2)[0]
+    """The channels of a volume side by side, three a row, each on a scale of its own."""
+    largest = volume.abs().amax((1, 2), keepdim=True).clamp(min=EPSILON)
+    return make_grid((volume / largest)[:, None], nrow=3, padding=2)[0]

@@ -8,10 +8,11 @@ only the fully connected layer at the end sees everything.
 """
 
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from experiments.gallery.example import Claim, Example
-from experiments.gallery.style import BLUE, GREEN, GREYS, ORANGE, RED, SIZE, mosaic
+from experiments.gallery.style import BLUE, GREEN, ORANGE, RED, SIZE, mosaic
 from experiments.gallery.volumes import SLANT, draw_box, draw_volumes
 from kernels import conv
 from kernels.functional import conv2d
@@ -38,19 +39,11 @@ def draw() -> Example:
     small, large = Conv2d(3, 12, 5, padding="same"), Conv2d(20, 1, 3, padding="same")
     seen_small, seen_large = seen_by_a_neuron(small, (3, 32, 32)), seen_by_a_neuron(large, (20, 16, 16))
 
-    figure, axes = mosaic(4.6, "AA;BC", height_ratios=(1.25, 1))
-    corners = draw_volumes(axes["A"], found, NAMES, colours=(ORANGE, BLUE, BLUE, GREEN))
-    left, top = corners[0]
-    draw_box(axes["A"], left + 8 * SLANT, top - 12 + 8 * SLANT, 3, 5, 5, RED)  # what one neuron of CONV sees
-    axes["A"].set_title("each layer makes a volume of a volume; red: what one neuron of CONV looks at", fontsize=SIZE)
-    for place, seen, title in (
-        (axes["B"], seen_small, "a neuron of 5x5 over 32x32x3"),
-        (axes["C"], seen_large, "a neuron of 3x3 over 16x16x20"),
-    ):
-        place.imshow(seen.sum(0), cmap=GREYS)
-        place.set_title(f"{title}:\n{int(seen.sum())} inputs, in all {len(seen)} channels", fontsize=SIZE)
-        place.set_xticks([])
-        place.set_yticks([])
+    figure, axes = mosaic(5.2, "AA;BC", height_ratios=(1.1, 1))
+    draw_volumes(axes["A"], found, NAMES, colours=(ORANGE, BLUE, BLUE, GREEN))
+    axes["A"].set_title("each layer makes a volume of a volume", fontsize=SIZE)
+    for letter, seen, colour in (("B", seen_small, ORANGE), ("C", seen_large, BLUE)):
+        draw_seen(axes[letter], seen, colour)
 
     sizes = [
         Claim(f"{name}: {what}", expected, measured)
@@ -76,6 +69,17 @@ def seen_by_a_neuron(layer: Conv2d, shape: tuple[int, int, int]) -> Tensor:
     volume = torch.randn(1, *shape, requires_grad=True)
     (gradient,) = torch.autograd.grad(layer(volume)[0, 0, shape[1] // 2, shape[2] // 2], volume)
     return gradient[0] != 0
+
+
+def draw_seen(axes: Axes, seen: Tensor, colour: str) -> None:
+    """A volume, and in it in red the box of the values that are seen, bool [C, H, W]."""
+    ((left, top),) = draw_volumes(axes, [seen.shape], ["a neuron looks at red, of"], colours=[colour])
+    places = seen.nonzero()[:, 1:]  # rows and columns
+    first = places.amin(0).tolist()
+    extent = (places.amax(0) - places.amin(0) + 1).tolist()
+    into = first[1] * SLANT
+    draw_box(axes, left + into, top - first[0] + into, len(seen), extent[0], extent[1], RED)
+    axes.set_title(f"{extent[0]} x {extent[1]} x {len(seen)} = {int(seen.sum())} weights", fontsize=SIZE)
 
 
 def parameters_of_a_neuron(layer: Conv2d) -> int:
