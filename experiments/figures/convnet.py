@@ -53,7 +53,7 @@ def draw() -> Example:
     picture(axes["B"], image[0, 0], f"INPUT: {data.photographs[int(data.test.labels[0])]}")
     for place, name in zip((axes[letter] for letter in "CDE"), ("CONV", "RELU", "POOL"), strict=True):
         picture(place, maps(volumes[name]), f"{name}: {len(volumes[name])} maps", signed=True)
-    axes["F"].barh(data.photographs, scores, color=GREEN)
+    axes["F"].barh(data.photographs, scores.tolist(), color=GREEN)
     axes["F"].axvline(0, color="black", linewidth=0.8)
     axes["F"].tick_params(labelsize=SIZE - 2)
     axes["F"].set_title("FC: scores", fontsize=SIZE)
