@@ -1,0 +1,42 @@
+"""Training of a few seconds, for the experiments of what a network learns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_modules.data.datasets import BatchDataset
+
+
+def train(
+    network: nn.Module, data: BatchDataset, *, epochs: int, batch_size: int, lr: float, weight_decay: float = 0.01
+) -> list[float]:
+    """Teach a network by AdamW, whose rate rises to `lr` and falls to nothing, and give the loss of each step.
+
+    The loss is cross entropy, of images or of pixels; where a network has several outputs, that of all, summed. What is
+    drawn is drawn by torch's global generator.
+    """
+    network.train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=weight_decay)
+    steps = -(-len(data) // batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs=epochs, steps_per_epoch=steps)
+    losses = []
+    for _ in range(epochs):
+        for indices in torch.randperm(len(data)).split(batch_size):
+            images, labels = data.__getitems__(indices.tolist())
+            outputs = network(images)
+            scores = outputs if isinstance(outputs, tuple) else (outputs,)
+            loss = torch.stack([F.cross_entropy(score, labels) for score in scores]).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+    return losses
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of the images [N, C, *grid], or of their pixels, whose largest score is that of their label."""
+    return float((network.eval()(images).argmax(1) == labels).float().mean())
