@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_modules.data.datasets import BatchDataset
+from lightning_modules.data import DigitsDataModule
+from lightning_modules.data.datasets import BatchDataset, BatchedImages
 
 
 def train(
@@ -40,3 +41,11 @@ def train(
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of the images [N, C, *grid], or of their pixels, whose largest score is that of their label."""
     return float((network.eval()(images).argmax(1) == labels).float().mean())
+
+
+def digits(size: int) -> tuple[BatchedImages, Tensor, Tensor]:
+    """Handwritten digits for training, and the images [N, 1, size, size] and labels of all others."""
+    module = DigitsDataModule(image_size=size)
+    module.setup("fit")
+    held_out = (module.val, module.test)
+    return module.train, torch.cat([part.images for part in held_out]), torch.cat([part.labels for part in held_out])
