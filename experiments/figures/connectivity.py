@@ -12,12 +12,12 @@ networks are trained by PyTorch's operations; everything else is computed by Tri
 """
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from experiments.gallery.example import Claim, Example
 from experiments.gallery.style import BLUE, GREY, ORANGE, canvas, chart
 from experiments.gallery.training import accuracy, digits, train
-from experiments.gallery.wiring import draw_wiring, responses
+from experiments.gallery.wiring import draw_wiring, numbers, responses
 from experiments.summary.trace import Row, layers_of
 from kernels import conv, use_backend
 from kernels.functional import conv1d, linear, local_conv2d
@@ -108,11 +108,6 @@ def draw() -> Example:
         ],
         {"accuracy: as in training, and moved": accuracies},
     )  # fmt: skip
-
-
-def numbers(*shape: int) -> Tensor:
-    """A weight of this shape whose entries are 1, 2, 3, ..."""
-    return torch.arange(1.0, torch.Size(shape).numel() + 1).view(shape)
 
 
 def fully_connected() -> nn.Sequential:

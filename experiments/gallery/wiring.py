@@ -14,10 +14,15 @@ from experiments.gallery.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SIZE
 COLORS = (BLUE, ORANGE, GREEN, PURPLE)
 
 
+def numbers(*shape: int) -> Tensor:
+    """A weight of this shape whose entries are 1, 2, 3, ..."""
+    return torch.arange(1.0, torch.Size(shape).numel() + 1).view(shape)
+
+
 def responses(layer: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
     """The matrix of a linear layer without bias, [inputs, outputs]: its outputs for one unit of each input of `shape`.
 
-    Where the weights of the layer are the numbers 1, 2, 3, ... each entry names the weight that connects the two, and 0
+    Where the weights of the layer are `numbers`, each entry names the weight that connects the two, and 0
     says that none does.
     """
     units = torch.eye(torch.Size(shape).numel()).view(-1, *shape)
