@@ -45,7 +45,7 @@ def draw() -> Example:
     accuracies = []
     with use_backend("torch"):
         for network in networks:
-            train(network, data, epochs=6, batch_size=32, lr=0.005)
+            train(network, data, epochs=5, batch_size=64, lr=0.01)
             accuracies.append(accuracy(network, images, labels))
 
     figure, axes = canvas(5.4, rows=2, columns=3)

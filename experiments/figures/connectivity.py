@@ -11,19 +11,17 @@ which were not in training, the convolution recognises most, since what it learn
 networks are trained by PyTorch's operations; everything else is computed by Triton's.
 """
 
-import torch
 from torch import nn
 
 from experiments.gallery.example import Claim, Example
 from experiments.gallery.style import BLUE, GREY, ORANGE, canvas, chart
-from experiments.gallery.training import accuracy, digits, train
+from experiments.gallery.training import learned
 from experiments.gallery.wiring import draw_wiring, numbers, responses
 from experiments.summary.trace import Row, layers_of
 from kernels import conv, use_backend
 from kernels.functional import conv1d, linear, local_conv2d
 from kernels.layers import Linear, MaxPool2d
 from lightning_modules.architectures import ConnectivityNet
-from lightning_modules.data.datasets import shifted
 
 SOURCE = "Deep Learning, figure 9.14 and section 9.5"
 SHOWS = (conv1d, local_conv2d, linear, conv.forward)
@@ -53,7 +51,7 @@ def draw() -> Example:
     parameters = {name: sum(row.weights + row.biases for row in rows) for name, rows in layers.items()}
     flops = {name: sum(row.flops for row in rows) for name, rows in layers.items()}
     with use_backend("torch"):
-        accuracies = {name: learned(network) for name, network in networks.items()}
+        accuracies = {name: learned(network, SIZE) for name, network in networks.items()}
 
     figure, axes = canvas(5.6, rows=2, columns=3, height_ratios=(1, 1.1))
     for axis, (name, matrix) in zip(axes[0], matrices.items(), strict=True):
@@ -125,11 +123,3 @@ def fully_connected() -> nn.Sequential:
 def convolutions(network: nn.Module) -> list[Row]:
     """What `convnets summary` says of the two layers in question: all with parameters but the last."""
     return [row for row in layers_of(network, (1, SIZE, SIZE)) if row.weights][:-1]
-
-
-def learned(network: nn.Module) -> tuple[float, float]:
-    """Accuracy after training, on digits that stand as those of the training, and on digits that are moved."""
-    data, images, labels = digits(SIZE)
-    train(network, data, epochs=6, batch_size=32, lr=0.005)
-    moved = shifted(images.repeat(4, 1, 1, 1), 2, torch.Generator().manual_seed(0))
-    return accuracy(network, images, labels), accuracy(network, moved, labels.repeat(4))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_modules.data import DigitsDataModule
-from lightning_modules.data.datasets import BatchDataset, BatchedImages
+from lightning_modules.data.datasets import BatchDataset, BatchedImages, shifted
 
 
 def train(
@@ -49,3 +49,11 @@ def digits(size: int) -> tuple[BatchedImages, Tensor, Tensor]:
     module.setup("fit")
     held_out = (module.val, module.test)
     return module.train, torch.cat([part.images for part in held_out]), torch.cat([part.labels for part in held_out])
+
+
+def learned(network: nn.Module, size: int) -> tuple[float, float]:
+    """Accuracies after training on digits of `size` x `size`: of others, and of others moved by 0 to 2 pixels."""
+    data, images, labels = digits(size)
+    train(network, data, epochs=5, batch_size=64, lr=0.01)
+    moved = shifted(images.repeat(4, 1, 1, 1), 2, torch.Generator().manual_seed(0))
+    return accuracy(network, images, labels), accuracy(network, moved, labels.repeat(4))
