@@ -5,27 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from lightning_modules.data import DigitsDataModule
-from lightning_modules.data.datasets import BatchDataset, BatchedImages, shifted
+from lightning_modules.data.datasets import BatchedImages, shifted
+from lightning_modules.data.loading import loader
+from lightning_modules.module import Batch
 
 
 def train(
-    network: nn.Module, data: BatchDataset, *, epochs: int, batch_size: int, lr: float, weight_decay: float = 0.01
+    network: nn.Module, data: Dataset[Batch], *, epochs: int, batch_size: int, lr: float, weight_decay: float = 0.01
 ) -> list[float]:
     """Teach a network by AdamW, whose rate rises to `lr` and falls to nothing, and give the loss of each step.
 
-    The loss is cross entropy, of images or of pixels; where a network has several outputs, that of all, summed. What is
-    drawn is drawn by torch's global generator.
+    The loss is cross entropy, of images or of pixels; where a network has several outputs, that of all, summed.
     """
     network.train()
     optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=weight_decay)
-    steps = -(-len(data) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs=epochs, steps_per_epoch=steps)
+    batches = loader(data, batch_size, shuffle=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs=epochs, steps_per_epoch=len(batches))
     losses = []
-    for _ in range(epochs):
-        for indices in torch.randperm(len(data)).split(batch_size):
-            images, labels = data.__getitems__(indices.tolist())
+    for epoch in range(epochs):
+        batches.sampler.set_epoch(epoch)
+        for images, labels in batches:
             outputs = network(images)
             scores = outputs if isinstance(outputs, tuple) else (outputs,)
             loss = torch.stack([F.cross_entropy(score, labels) for score in scores]).sum()
