@@ -5,4 +5,12 @@ SHOWS (the functions whose lines are shown beside the picture), BACKEND (who com
 is no GPU, or "torch" where that takes too long), and draw(), which returns a `gallery.example.Example`.
 """
 
-NAMES = ("zero-padding", "connectivity", "channel-connectivity", "tiled-convolution", "recurrent-labelling", "grids")
+NAMES = (
+    "zero-padding",
+    "connectivity",
+    "channel-connectivity",
+    "tiled-convolution",
+    "recurrent-labelling",
+    "grids",
+    "architectures",
+)
