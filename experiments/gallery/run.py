@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from experiments.figures import NAMES
 from experiments.gallery.example import Claim, Example, written
@@ -62,7 +62,7 @@ class Run:
 
 def listed() -> int:
     """Print what there is."""
-    table = Table("name", "what it shows", "source", "computed by")
+    table = Table(Column("name", no_wrap=True), "what it shows", "source", "computed by")
     for name in NAMES:
         module = experiment(name)
         title, _ = described(module)
