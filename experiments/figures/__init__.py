@@ -23,7 +23,13 @@ NAMES = (
     "convnet",
     "stride",
     "zero-padding",
+    "connectivity",
+    "channel-connectivity",
+    "tiled-convolution",
+    "recurrent-labelling",
+    "grids",
     "equivariance",
     "gabor-functions",
     "gabor-learned",
+    "architectures",
 )
