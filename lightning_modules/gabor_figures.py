@@ -27,8 +27,8 @@ from lightning_modules.pictures import COLUMNS, GAP, fit_grid
 STRICT, ABOVE, BELOW = "#0072b2", "#e69f00", "#999999"  # to be told apart by the colour-blind, too (Okabe and Ito)
 CELLS_ASPECT = (0.23, 0.92)
 CELLS_OCTAVES = (0.5, 2.6)
-CELLS = "simple cells (Jones and Palmer 1987,\nDe Valois et al. 1982)"
-LARGEST_N = 1.5  # of the axes
+CELLS = "simple cells (Jones and Palmer\n1987, De Valois et al. 1982)"
+LARGEST_N = (1.5, 3.0)  # n_x and n_y at the ends of the axes
 DPI = 100
 
 
@@ -84,7 +84,7 @@ def _draw_shapes(panels: list[Axes], likeness: Likeness) -> None:
     kinds = {
         "strictly Gabor-like": (STRICT, "o", live & (columns["gabor"] == 1)),
         "above the null": (ABOVE, "^", live & (columns["gabor"] == 0) & (columns["above_null"] == 1)),
-        "not above it": (BELOW, "x", live & (columns["above_null"] == 0)),
+        "neither": (BELOW, "x", live & (columns["gabor"] == 0) & (columns["above_null"] == 0)),
     }
     polar, plane, histogram = panels
     assert isinstance(polar, PolarAxes)
@@ -92,7 +92,8 @@ def _draw_shapes(panels: list[Axes], likeness: Likeness) -> None:
         style: Any = {"s": 22, "color": colour, "marker": marker, "label": f"{label} ({chosen.sum()})", "alpha": 0.8}
         seen = -columns["orientation"][chosen] % math.pi  # rows count downwards
         polar.scatter(seen, columns["frequency"][chosen], clip_on=False, **style)
-        plane.scatter(columns["n_x"][chosen].clip(max=LARGEST_N), columns["n_y"][chosen].clip(max=LARGEST_N), **style)
+        n_x, n_y = (columns[name][chosen].clip(max=most) for name, most in zip(("n_x", "n_y"), LARGEST_N, strict=True))
+        plane.scatter(n_x, n_y, clip_on=False, **style)
     histogram.hist(
         [columns["r2"][chosen] for *_, chosen in kinds.values()], bins=list(np.linspace(0, 1, 26)), stacked=True,
         color=[colour for colour, *_ in kinds.values()],
@@ -101,13 +102,12 @@ def _draw_shapes(panels: list[Axes], likeness: Likeness) -> None:
     polar.set_rlim(0, 0.5)
     polar.set_title("direction of the wave, frequency in cycles a pixel", fontsize=9)
     _draw_cells(plane)
-    plane.set(xlim=(0, LARGEST_N), ylim=(0, LARGEST_N), xlabel="$n_x$: wavelengths along", ylabel="$n_y$: across")
+    plane.set(xlim=(0, LARGEST_N[0]), ylim=(0, LARGEST_N[1]), xlabel="$n_x$: along the wave", ylabel="$n_y$: across it")
     plane.set_title("standard deviations of the envelope, in wavelengths", fontsize=9)
-    plane.legend(fontsize=7, loc="upper right")
+    plane.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
     histogram.axvline(likeness.null, color="black", linestyle="--", linewidth=1)
     histogram.annotate(
-        "95 % of noise", (likeness.null, 0.97), xycoords=("data", "axes fraction"), xytext=(3, 0),
-        textcoords="offset points", fontsize=7, va="top",
+        "95 % of noise ", (likeness.null, 0.97), xycoords=("data", "axes fraction"), fontsize=7, va="top", ha="right"
     )  # fmt: skip
     histogram.yaxis.set_major_locator(MaxNLocator(integer=True))
     histogram.margins(y=0.12)
