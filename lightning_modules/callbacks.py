@@ -34,10 +34,10 @@ class KernelRecorder(pl.Callback):
 
     For each layer the image `kernels/<layer>`, and for windows of 7x7 and more, under `gabor/<layer>/`, the scalars of
     `gabor_score.scores` and `growth`, the mean R2 less that of the first record; histograms of r2, orientation and
-    bandwidth; the image `fits`, each kernel with its best Gabor function and what is left, best first; and after the
-    last step `shapes`, see `gabor_figures.shapes`. These pictures are also written to `gabor/<layer>/` in the run's
-    directory, with an animation of the kernels growing. Custom scalars show all layers side by side. The null model is
-    white and 1/f noise; `convnets gabor` adds phase-scrambled kernels.
+    bandwidth; the image `fits`, each kernel with its best Gabor function and what is left, best first; and before the
+    first and after the last step `shapes`, see `gabor_figures.shapes`. These pictures are also written to
+    `gabor/<layer>/` in the run's directory, with an animation of the kernels growing. Custom scalars show all layers
+    side by side. The null model is white and 1/f noise; `convnets gabor` adds phase-scrambled kernels.
 
     A record is worked out in a thread of its own, beside the training; of 48 kernels of 11x11 it takes 0.1 s. Under DDP
     the first process writes. What goes wrong while recording is warned of once and does not stop the training.
@@ -231,6 +231,8 @@ class KernelRecorder(pl.Callback):
             if len(finite):
                 board.add_histogram(f"gabor/{name}/{key}", finite, step)
         board.add_image(f"gabor/{name}/fits", fit_grid(found), step)
+        if step == 0:
+            board.add_image(f"gabor/{name}/shapes", pixels(shapes(found, name)), step)
 
     @torch.no_grad()
     def _finish(self, logger: TensorBoardLogger, name: str, weight: Tensor, frames: list[Tensor], step: int) -> None:

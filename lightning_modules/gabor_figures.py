@@ -38,8 +38,8 @@ DPI = 100
 
 def shapes(likeness: Likeness, name: str) -> Figure:
     """Three panels: orientation and frequency, n_x and n_y beside those of simple cells, and r2 beside its null."""
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    grid = figure.add_gridspec(1, 3)
+    figure = Figure(figsize=(13, 4.2))
+    grid = figure.add_gridspec(1, 3, left=0.04, right=0.98, top=0.86, bottom=0.22, wspace=0.2)
     _draw_shapes([figure.add_subplot(grid[0, i], polar=i == 0) for i in range(3)], likeness)
     figure.suptitle(name, fontsize=11)
     return figure

@@ -79,7 +79,7 @@ def test_records_before_the_first_step_and_every_nth_epoch(tmp_path):
     assert tags["graph"]
     for tag in ("kernels/0", "kernels/1", "gabor/0/fits"):
         assert [image.step for image in events.Images(tag)] == [0, 3, 7]
-    assert [image.step for image in events.Images("gabor/0/shapes")] == [7]
+    assert [image.step for image in events.Images("gabor/0/shapes")] == [0, 7]
     growth, r2 = ([scalar.value for scalar in events.Scalars(f"gabor/0/{name}")] for name in ("growth", "mean_r2"))
     assert growth == pytest.approx([value - r2[0] for value in r2], abs=1e-6)
     first, *_, last = (
