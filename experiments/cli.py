@@ -240,6 +240,8 @@ class ConvnetsCLI(LightningCLI):
         if not batches:
             raise ValueError("predict was given no batches: raise --trainer.limit_predict_batches")
         table = (self.checkpoint.parent if self.checkpoint else Path()) / "predictions.csv"
+        for earlier in table.with_suffix("").glob("*-?????.npy"):
+            earlier.unlink()
         with table.open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
             rows.writerow(batches[0]._fields)

@@ -30,7 +30,7 @@ def data_of_recipe(path: Path, **arguments: Any) -> pl.LightningDataModule:
         ValueError: it has none, or one that cannot be made.
     """
     config: Any = read_config(str(path)).get("data")
-    if arguments:
+    if arguments and isinstance(config, dict):
         config = {**config, "init_args": {**(config.get("init_args") or {}), **arguments}}
     try:
         data: pl.LightningDataModule = _made(pl.LightningDataModule, config)

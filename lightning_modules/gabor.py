@@ -9,6 +9,7 @@ radians. Shapes: B kernels, S starts, P = kh * kw pixels. Fits are computed and 
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,6 +23,7 @@ CONSTANT_VARIANCE = 1e-4  # energy about the mean, relative to the energy
 STARTS = 12
 STEPS = ((4, 12), (4, 6), (12, 2))  # of refinement, with so many of the starts: the best until then
 CHUNK = 64  # kernels searched at once, to bound the memory
+LARGE = 400  # pixels of a window from which on the grid of starts is not kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +134,7 @@ def fit_gabor(kernels: Tensor) -> GaborFit:
     Amplitude and phase are solved linearly (variable projection; Golub and Pereyra, 1973). The other six parameters
     start at the best points of a grid, one for each of the `STARTS` best waves, and are refined by Levenberg-Marquardt
     with an analytic Jacobian, the less promising starts for a few `STEPS` only. Both sigmas stay above 0.8 pixels and f
-    in 0..pi. The grid is kept for two windows: 21 MB for 11x11.
+    in 0..pi. The grid is kept for two windows, 21 MB for 11x11, but computed again for windows of more than 400 pixels.
 
     r2 = 1 - residual energy / energy about the mean. The kernel is fitted as it is, mean included: only the denominator
     leaves the mean out, so that a constant earns nothing. r2 is 0 for kernels that are nearly constant, or dead: of a
@@ -150,7 +152,8 @@ def fit_gabor(kernels: Tensor) -> GaborFit:
     norm = pixels.norm(dim=1)
     unit = pixels / _positive(norm)[:, None]
 
-    theta = torch.cat([_search(chunk, window) for chunk in unit.split(CHUNK)])  # [B, 6]
+    with torch.autocast(kernels.device.type, enabled=False):
+        theta = torch.cat([_search(chunk, window) for chunk in unit.split(CHUNK)])  # [B, 6]
     theta[:, 2] %= math.pi  # half a turn only flips the sine, whose amplitude is solved next
     _, _, pair = _quadrature(theta, *_pixels(window, theta.device))
     residual, _, amplitudes = _project(unit, pair)
@@ -316,16 +319,26 @@ def _step(state: tuple[Tensor, ...], kernels: Tensor, x: Tensor, y: Tensor) -> t
 
 def _starts(kernels: Tensor, window: tuple[int, int]) -> Tensor:
     """For kernels [B, P], the S best waves of the grid, each under its best envelope: [B, S, 6]."""
-    theta, basis = _grid(window, kernels.device)
-    fitted = (kernels.float() @ basis.flatten(0, 2).T).square().unflatten(1, basis.shape[:3]).sum(1)  # [B, W, E]
+    theta, bases = _grid(window, kernels.device)
+    kernels = kernels.float()
+    fitted = torch.stack([(kernels @ basis.mT).square().sum(0) for basis in bases], 1)  # [B, W, E]
     fitted, envelope = fitted.max(2)
     wave = fitted.topk(STARTS).indices
     return theta[wave, envelope.gather(1, wave)]
 
 
+def _grid(window: tuple[int, int], device: torch.device) -> tuple[Tensor, Iterable[Tensor]]:
+    """Starts [W, E, 6]: W = 12 x 6 waves under E = 25 x 12 envelopes; and W times their bases [2, E, P] in float32."""
+    return _kept_grid(window, device) if window[0] * window[1] <= LARGE else _made_grid(window, device)
+
+
 @lru_cache(maxsize=2)
-def _grid(window: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Starts [W, E, 6], of W = 12 x 6 waves under E = 25 x 12 envelopes, and their bases [2, W, E, P] in float32."""
+def _kept_grid(window: tuple[int, int], device: torch.device) -> tuple[Tensor, list[Tensor]]:
+    theta, bases = _made_grid(window, device)
+    return theta, list(bases)
+
+
+def _made_grid(window: tuple[int, int], device: torch.device) -> tuple[Tensor, Iterable[Tensor]]:
     kh, kw = window
     tau, f, x0, y0, sigma_x, aspect = torch.cartesian_prod(
         torch.arange(12, dtype=torch.float64) * math.pi / 12,
@@ -338,5 +351,4 @@ def _grid(window: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor
     excess = (torch.stack([sigma_x, sigma_x * aspect]) - MIN_SIGMA).clamp(min=0.1)
     theta = torch.stack([x0, y0, tau, f.logit(), *excess.log()], -1).to(device).unflatten(0, (72, 300))
     x, y = _pixels(window, device)
-    bases = [_orthonormal(_quadrature(wave, x, y)[2])[1].movedim(1, 0).float() for wave in theta]  # [2, E, P]
-    return theta, torch.stack(bases, 1)
+    return theta, (_orthonormal(_quadrature(wave, x, y)[2])[1].movedim(1, 0).float() for wave in theta)

@@ -8,6 +8,7 @@ selectivity of cells in macaque visual cortex", 1982).
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,22 +21,25 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_modules.gabor import is_gabor
-from lightning_modules.gabor_score import Likeness, scores
-from lightning_modules.pictures import COLUMNS, GAP, fit_grid
+from lightning_modules.gabor_score import COLUMNS, Likeness, scores
+from lightning_modules.pictures import GAP, KERNELS_A_ROW, fit_grid
 
-STRICT, ABOVE, BELOW = "#0072b2", "#e69f00", "#999999"  # to be told apart by the colour-blind, too (Okabe and Ito)
+KINDS = {  # with colours to be told apart by the colour-blind, too (Okabe and Ito)
+    "strictly Gabor-like": ("#0072b2", "o"),
+    "above the null": ("#e69f00", "^"),
+    "neither": ("#999999", "x"),
+}
 CELLS_ASPECT = (0.23, 0.92)
 CELLS_OCTAVES = (0.5, 2.6)
-CELLS = "simple cells (Jones and Palmer 1987,\nDe Valois et al. 1982)"
-LARGEST_N = 1.5  # of the axes
+CELLS = "simple cells (Jones and Palmer\n1987, De Valois et al. 1982)"
+LARGEST_N = (1.5, 3.0)  # n_x and n_y at the ends of the axes
 DPI = 100
 
 
 def shapes(likeness: Likeness, name: str) -> Figure:
     """Three panels: orientation and frequency, n_x and n_y beside those of simple cells, and r2 beside its null."""
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    grid = figure.add_gridspec(1, 3)
+    figure = Figure(figsize=(13, 4.2))
+    grid = figure.add_gridspec(1, 3, left=0.04, right=0.98, top=0.86, bottom=0.22, wspace=0.2)
     _draw_shapes([figure.add_subplot(grid[0, i], polar=i == 0) for i in range(3)], likeness)
     figure.suptitle(name, fontsize=11)
     return figure
@@ -53,6 +57,29 @@ def report(likeness: Likeness, name: str) -> Figure:
     return figure
 
 
+def columns_of(likenesses: Sequence[Likeness]) -> dict[str, NDArray[np.float64]]:
+    """The columns of several tables, one after another."""
+    tables = [each.table() for each in likenesses]
+    return {name: torch.cat([table[name] for table in tables]).cpu().numpy() for name in COLUMNS}
+
+
+def kinds(columns: dict[str, NDArray[np.float64]]) -> list[NDArray[np.bool_]]:
+    """Which kernels are of each of KINDS; the dead are of none."""
+    live, strict, above = (columns[name] == value for name, value in (("dead", 0), ("gabor", 1), ("above_null", 1)))
+    return [live & strict, live & ~strict & above, live & ~strict & ~above]
+
+
+def draw_scores(axes: Axes, columns: dict[str, NDArray[np.float64]], percent: bool = False) -> None:
+    """The distribution of r2, one of KINDS on top of another; in kernels, or in percent of them."""
+    chosen = [columns["r2"][kind] for kind in kinds(columns)]
+    share = 100 / len(columns["r2"]) if percent else 1.0
+    axes.hist(
+        chosen, bins=list(np.linspace(0, 1, 26)), weights=[np.full(len(each), share) for each in chosen], stacked=True,
+        color=[colour for colour, _ in KINDS.values()], label=list(KINDS),
+    )  # fmt: skip
+    axes.set(xlim=(0, 1), xlabel="R2 of the best Gabor function")
+
+
 def _in_words(likeness: Likeness) -> str:
     found = scores(likeness.table())
     return (
@@ -66,10 +93,10 @@ def _draw_fits(axes: Axes, image: NDArray[np.float32], likeness: Likeness) -> No
     axes.set_axis_off()
     axes.set_title("kernel, best Gabor function, what is left; below, its R2 (bold: strictly Gabor-like)", fontsize=9)
     count = len(likeness.kernels)
-    columns = min(COLUMNS // 2, count)
+    columns = min(KERNELS_A_ROW // 2, count)
     border = GAP if count > 1 else 0  # a single cell has no border
     width, height = (image.shape[1] - border) / columns, (image.shape[0] - border) / -(-count // columns)
-    strict = is_gabor(likeness.fit)
+    strict = likeness.strict
     for place, kernel in enumerate(likeness.fit.r2.argsort(descending=True).tolist()):
         row, column = divmod(place, columns)
         axes.text(
@@ -79,39 +106,30 @@ def _draw_fits(axes: Axes, image: NDArray[np.float32], likeness: Likeness) -> No
 
 
 def _draw_shapes(panels: list[Axes], likeness: Likeness) -> None:
-    columns = {name: column.cpu().numpy() for name, column in likeness.table().items()}
-    live = columns["dead"] == 0
-    kinds = {
-        "strictly Gabor-like": (STRICT, "o", live & (columns["gabor"] == 1)),
-        "above the null": (ABOVE, "^", live & (columns["gabor"] == 0) & (columns["above_null"] == 1)),
-        "not above it": (BELOW, "x", live & (columns["above_null"] == 0)),
-    }
+    columns = columns_of([likeness])
     polar, plane, histogram = panels
     assert isinstance(polar, PolarAxes)
-    for label, (colour, marker, chosen) in kinds.items():
+    for (label, (colour, marker)), chosen in zip(KINDS.items(), kinds(columns), strict=True):
         style: Any = {"s": 22, "color": colour, "marker": marker, "label": f"{label} ({chosen.sum()})", "alpha": 0.8}
         seen = -columns["orientation"][chosen] % math.pi  # rows count downwards
         polar.scatter(seen, columns["frequency"][chosen], clip_on=False, **style)
-        plane.scatter(columns["n_x"][chosen].clip(max=LARGEST_N), columns["n_y"][chosen].clip(max=LARGEST_N), **style)
-    histogram.hist(
-        [columns["r2"][chosen] for *_, chosen in kinds.values()], bins=list(np.linspace(0, 1, 26)), stacked=True,
-        color=[colour for colour, *_ in kinds.values()],
-    )  # fmt: skip
+        n_x, n_y = (columns[name][chosen].clip(max=most) for name, most in zip(("n_x", "n_y"), LARGEST_N, strict=True))
+        plane.scatter(n_x, n_y, clip_on=False, **style)
+    draw_scores(histogram, columns)
     polar.set_thetamax(180)
     polar.set_rlim(0, 0.5)
     polar.set_title("direction of the wave, frequency in cycles a pixel", fontsize=9)
     _draw_cells(plane)
-    plane.set(xlim=(0, LARGEST_N), ylim=(0, LARGEST_N), xlabel="$n_x$: wavelengths along", ylabel="$n_y$: across")
+    plane.set(xlim=(0, LARGEST_N[0]), ylim=(0, LARGEST_N[1]), xlabel="$n_x$: along the wave", ylabel="$n_y$: across it")
     plane.set_title("standard deviations of the envelope, in wavelengths", fontsize=9)
-    plane.legend(fontsize=7, loc="upper right")
+    plane.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
     histogram.axvline(likeness.null, color="black", linestyle="--", linewidth=1)
     histogram.annotate(
-        "95 % of noise", (likeness.null, 0.97), xycoords=("data", "axes fraction"), xytext=(3, 0),
-        textcoords="offset points", fontsize=7, va="top",
+        "95 % of noise ", (likeness.null, 0.97), xycoords=("data", "axes fraction"), fontsize=7, va="top", ha="right"
     )  # fmt: skip
     histogram.yaxis.set_major_locator(MaxNLocator(integer=True))
     histogram.margins(y=0.12)
-    histogram.set(xlim=(0, 1), xlabel="R2 of the best Gabor function", ylabel="kernels")
+    histogram.set_ylabel("kernels")
     histogram.set_title("scores and the null model's", fontsize=9)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_modules.gabor_score import likeness, scores
+from lightning_modules.gabor_score import COLUMNS, likeness, scores
 
 
 class GaborLikeness(Metric):
@@ -30,7 +30,6 @@ class GaborLikeness(Metric):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.add_state("kernels", default=[], dist_reduce_fx="cat")
-        self._columns: tuple[str, ...] = ()
 
     def update(self, weight: Tensor) -> None:
         """Add the kernels of `weight`, [O, C, kh, kw] with kh, kw >= 7.
@@ -38,9 +37,7 @@ class GaborLikeness(Metric):
         Raises TypeError unless it is a floating-point tensor, ValueError for another rank, an empty tensor, NaN or inf,
         and for a smaller window, which a Gabor function with its eight parameters fits whatever it holds.
         """
-        table = likeness(weight).table()
-        self._columns = tuple(table)
-        self.kernels.append(torch.stack(list(table.values()), dim=1))
+        self.kernels.append(torch.stack(list(likeness(weight).table().values()), dim=1))
 
     def compute(self) -> dict[str, Tensor]:
         """The scores of all kernels so far. Raises ValueError if there are none."""
@@ -50,4 +47,4 @@ class GaborLikeness(Metric):
         """The columns of `Likeness.table` for all kernels so far. Raises ValueError if there are none."""
         if len(self.kernels) == 0:
             raise ValueError("GaborLikeness has no kernels to score: call update(weight) first")
-        return dict(zip(self._columns, dim_zero_cat(self.kernels).unbind(1), strict=True))
+        return dict(zip(COLUMNS, dim_zero_cat(self.kernels).unbind(1), strict=True))

@@ -16,7 +16,7 @@ from lightning_modules.gabor_score import Likeness
 CELL = 64  # pixels that a kernel's longer side takes at least
 ANIMATED_CELL = 32  # the same in an animation
 GAP = 4  # white pixels between kernels
-COLUMNS = 8  # kernels a row
+KERNELS_A_ROW = 8  # kernels a row
 LARGEST = 12  # rows and columns shown of a layer with many channels
 
 Scale = Literal["kernel", "layer"]
@@ -50,13 +50,13 @@ def fit_grid(likeness: Likeness) -> Tensor:
     gap = cells.new_ones(*cells.shape[:3], GAP // 4)
     kernel, fit, rest = cells.unbind(1)  # [O, height, width]
     triples = torch.cat([kernel, gap[:, 0], fit, gap[:, 0], rest], dim=2)
-    return make_grid(triples[:, None], nrow=COLUMNS // 2, padding=GAP, pad_value=1)
+    return make_grid(triples[:, None], nrow=KERNELS_A_ROW // 2, padding=GAP, pad_value=1)
 
 
 def frame(weight: Tensor) -> Tensor:
     """What `save_growth` needs of a weight [O, C, kh, kw]: its kernels in grey levels, uint8."""
-    largest = LARGEST if weight.shape[1] not in (1, 3) else None
-    return (255 * _in_grey(weight[:largest, :largest], "kernel")).round().byte()
+    largest = (LARGEST, LARGEST) if weight.shape[1] not in (1, 3) else (LARGEST**2, None)
+    return (255 * _in_grey(weight[: largest[0], : largest[1]], "kernel")).round().byte()
 
 
 def save_growth(frames: Sequence[Tensor], path: Path, milliseconds: int = 400) -> None:
@@ -88,7 +88,7 @@ def _enlarged(cells: Tensor, side: int) -> Tensor:
 
 def _grid(cells: Tensor, side: int) -> Tensor:
     """Cells [O, C, kh, kw] side by side, [3, height, width]; see `kernel_grid`."""
-    columns = COLUMNS
+    columns = KERNELS_A_ROW
     if cells.shape[1] not in (1, 3):
         cells = cells[:LARGEST, :LARGEST]
         columns = cells.shape[1]

@@ -1,12 +1,19 @@
 """Training of an autoencoder: a sparse code from which the images can be reconstructed."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import ExplainedVariance, Metric
 
 from lightning_modules.module import Batch, NetworkModule
+
+
+class Reconstructions(NamedTuple):
+    """What there is to say of a batch: reconstructions [N, C, *grid] of its images, and their code [N, *]."""
+
+    reconstruction: Tensor
+    code: Tensor
 
 
 class Reconstruction(NetworkModule):
@@ -64,8 +71,8 @@ class Reconstruction(NetworkModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(batch, "test", self.test_variance)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
-        return self(batch[0])
+    def predict_step(self, batch: Batch, batch_idx: int) -> Reconstructions:
+        return Reconstructions(*self(batch[0]))
 
     def _step(self, batch: Batch, split: str, variance: ExplainedVariance) -> Tensor:
         images, _ = batch

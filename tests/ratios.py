@@ -34,7 +34,7 @@ from lightning_modules.architectures import LeNet, plain
 from lightning_modules.callbacks import KernelRecorder
 from lightning_modules.classifier import Classifier
 from lightning_modules.gabor import fit_gabor
-from lightning_modules.gabor_score import noise_r2, white_noise
+from lightning_modules.gabor_score import white_noise
 from lightning_modules.reconstruction import Reconstruction
 from tests import dispatch
 from tests.lightning_modules.test_gabor import WINDOW, noisy, random_gabors, scipy_r2
@@ -172,7 +172,6 @@ def training_seconds(recorded: bool) -> float:
         )  # fmt: skip
         data = data_of_recipe(AUTOENCODER)
         data.setup("fit")
-        noise_r2.cache_clear()  # as a process of its own has it
         started = time.perf_counter()
         with kernels.use_backend("torch"):
             trainer.fit(module, data)

@@ -64,6 +64,9 @@ def main(arguments: list[str]) -> int:
         raise ValueError("--layer is for --checkpoint: --compare scores first layers")
     if options.seeds and not options.compare:
         raise ValueError("--seeds is for --compare: a checkpoint is trained already")
+    too_large = [seed for seed in options.seeds or [] if seed >= 2**32]
+    if too_large:
+        raise ValueError(f"--seeds must be below 2**32, got {too_large[0]}")
     if options.compare:
         from experiments.gabor.comparison import compare
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_modules.gabor_figures import ABOVE, BELOW, STRICT
+from lightning_modules.gabor_figures import columns_of, draw_scores
 from lightning_modules.gabor_score import Likeness
 from lightning_modules.pictures import kernel_grid
 
-KINDS = {"strictly Gabor-like": STRICT, "above the null": ABOVE, "not above it": BELOW}
 WIDTH = 3.2  # inches a learner
 
 
@@ -42,14 +40,7 @@ def draw(weights: Mapping[str, Tensor], found: Mapping[str, Sequence[Likeness]])
 
 
 def _draw_scores(axes: Axes, likenesses: Sequence[Likeness]) -> None:
-    tables = [{name: column.cpu().numpy() for name, column in each.table().items()} for each in likenesses]
-    r2, strict, above = (np.concatenate([table[name] for table in tables]) for name in ("r2", "gabor", "above_null"))
-    chosen = [r2[strict == 1], r2[(strict == 0) & (above == 1)], r2[(strict == 0) & (above == 0)]]
-    axes.hist(
-        chosen, bins=list(np.linspace(0, 1, 26)), weights=[np.full(len(each), 100 / len(r2)) for each in chosen],
-        stacked=True, color=list(KINDS.values()), label=list(KINDS),
-    )  # fmt: skip
+    draw_scores(axes, columns_of(likenesses), percent=True)
     for place, each in enumerate(likenesses):
         label = "95 % of noise, a line a seed" if place == 0 else None
         axes.axvline(each.null, color="black", linestyle="--", linewidth=0.8, label=label)
-    axes.set(xlim=(0, 1), xlabel="R2 of the best Gabor function")

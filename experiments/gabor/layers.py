@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from experiments.checkpoints import check_finite
@@ -13,6 +14,8 @@ from lightning_modules.gabor_score import not_measurable
 
 PREFIX = "network."  # of what is a LightningModule's
 WEIGHT = "weight"
+EXTRA = "_extra_state"  # what a module may add to a state_dict, of any kind
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -25,6 +28,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"--checkpoint {path}: {'a directory' if path.is_dir() else 'no such file'}")
     content = read_safely(path, "checkpoint")
     state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if isinstance(state, dict):
+        state = {name: value for name, value in state.items() if not str(name).endswith(EXTRA)}
     if not is_state_dict(state):
         raise ValueError(
             f"checkpoint {path} must hold a state_dict, a tensor for each name, by itself or as state_dict"
@@ -37,8 +42,13 @@ def convolutions(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
         name.removesuffix(f".{WEIGHT}"): tensor
         for name, tensor in state.items()
-        if name.split(".")[-1] == WEIGHT and tensor.ndim == 4 and tensor.is_floating_point()
+        if name.split(".")[-1] == WEIGHT and tensor.ndim == 4 and _has_numbers(tensor)
     }
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    """Whether this is more than a shape, in a dtype to compute with."""
+    return tensor.dtype in DTYPES and tensor.layout == torch.strided and not tensor.is_meta and tensor.numel() > 0
 
 
 def window_of(weight: Tensor) -> tuple[int, int]:
@@ -60,6 +70,7 @@ def measurable(state: dict[str, Tensor], names: Sequence[str], path: Path) -> di
         ValueError: there are none, a named layer does not exist or cannot be scored, or a weight is not finite.
     """
     layers = convolutions(state)
+    names = [name if name in layers else name.removeprefix(PREFIX) for name in names]
     if not layers:
         raise ValueError(f"checkpoint {path} has no convolution: no weight [outputs, channels, height, width]")
     for name in names:

@@ -31,6 +31,9 @@ def write(directory: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         ValueError: one cannot be written; there is none then.
     """
+    for name in files:
+        if (directory / name).is_dir():
+            raise ValueError(f"--output {directory}: {name} in it is a directory")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".", dir=directory) as draft:

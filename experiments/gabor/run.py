@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -27,15 +28,16 @@ def score(checkpoint: Path, names: list[str], output: Path) -> int:
     weights = measurable(state, names, checkpoint)
     check_output(output)
     found: dict[str, Likeness] = {}
+    pictures = _files(list(weights))
     files: dict[str, bytes] = {}
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for name in progress.track(weights, description="layers"):
             found[name] = likeness(weights[name])
-            files[_file(name)] = png(report(found[name], name))
+            files[pictures[name]] = png(report(found[name], name))
     too_small = {name: weight for name, weight in convolutions(state).items() if not_measurable(window_of(weight))}
     figures = {
         "checkpoint": str(checkpoint),
-        "layers": {name: figures_of(each) | {"figure": _file(name)} for name, each in found.items()},
+        "layers": {name: figures_of(each) | {"figure": pictures[name]} for name, each in found.items()},
         "not_measured": {name: not_measurable(window_of(weight)) for name, weight in too_small.items()},
     }
     write(output, files | {"gabor.json": strict_json(figures)})
@@ -45,6 +47,11 @@ def score(checkpoint: Path, names: list[str], output: Path) -> int:
     return 0
 
 
-def _file(layer: str) -> str:
-    """The name of a layer's figure; the layer's comes from a file that others may have written."""
-    return re.sub(r"[^\w.-]", "_", layer) + ".png"
+def _files(layers: list[str]) -> dict[str, str]:
+    """The name of each layer's figure; the layers' come from a file that others may have written."""
+    found: dict[str, str] = {}
+    for layer in layers:
+        plain = re.sub(r"[^\w.-]", "_", layer)
+        numbered = (plain if number == 1 else f"{plain}-{number}" for number in itertools.count(1))
+        found[layer] = next(name for name in numbered if f"{name}.png" not in found.values()) + ".png"
+    return found

@@ -37,13 +37,14 @@ class ClassificationNet(nn.Module):
             largest values of a fixed grid of regions, which grow with the image, and a fully connected layer.
             "class_maps": a 1x1 convolution to a map for each class, and the average of each map.
         filters: channels of each convolution.
-        kernel_size: side of the square windows, in pixels.
+        kernel_size: side of the square windows, in pixels; of all convolutions or one for each.
         pool: side and stride of the pooling windows, in pixels.
         regions: rows and columns of the grid of the head "pooled_regions".
         classes: number of scores.
 
     Raises:
-        ValueError: the head is none of these, or the images are too small.
+        ValueError: the head is none of these, there are not as many windows as convolutions, or the images are too
+            small.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class ClassificationNet(nn.Module):
         input_shape: tuple[int, int, int] = (3, 256, 256),
         head: str = "fully_connected",
         filters: tuple[int, ...] = (64, 64),
-        kernel_size: int = 3,
+        kernel_size: int | tuple[int, ...] = 3,
         pool: int = 4,
         regions: int = 3,
         classes: int = 1000,
@@ -59,6 +60,9 @@ class ClassificationNet(nn.Module):
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+        sides = (kernel_size,) * len(filters) if isinstance(kernel_size, int) else kernel_size
+        if len(sides) != len(filters):
+            raise ValueError(f"kernel_size must be one number, or one for each of {len(filters)} filters, got {sides}")
         before = pool ** (len(filters) - 1)  # the last pooling is the head's
         self.smallest = before * (regions if head == "pooled_regions" else pool)
         check_input_shape(input_shape, self.smallest)
@@ -67,8 +71,8 @@ class ClassificationNet(nn.Module):
         self.head = head
         self.classes = classes
         self.body = nn.Sequential()
-        for few, many in pairwise((channels, *filters)):
-            self.body.append(Conv2d(few, many, kernel_size, padding="same", activation="relu"))
+        for (few, many), side in zip(pairwise((channels, *filters)), sides, strict=True):
+            self.body.append(Conv2d(few, many, side, padding="same", activation="relu"))
             self.body.append(MaxPool2d(pool))
         if head == "pooled_regions":
             self.body[-1] = AdaptiveMaxPool2d(regions)

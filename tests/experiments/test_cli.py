@@ -246,3 +246,5 @@ def test_predicted_maps_are_files_of_their_own(convnets):
     labels, found, probability = (np.load(rows[0][name]) for name in ("label", "prediction", "probability"))
     assert labels.shape == found.shape == probability.shape and labels.dtype == found.dtype == np.int64
     assert 0 < probability.min() <= probability.max() <= 1
+    assert convnets("predict", "--config", recipe, "--data.eval_samples=1", "--trainer.accelerator=cpu").code == 0
+    assert len(list(Path("predictions").iterdir())) == 3  # a label, a prediction and a probability

@@ -305,3 +305,32 @@ def test_the_learners(monkeypatch):
     monkeypatch.setattr(learners, "RECIPES", {"supervised": "nothing"})
     with pytest.raises(ValueError, match="RECIPE must be a file or one of alexnet, "):
         learners.learners()
+
+
+def test_what_cannot_be_computed_with_is_no_layer(convnets, tmp_path):
+    weight = torch.randn(2, 1, 7, 7)
+    state = {
+        "a/b.weight": weight, "a_b.weight": weight, "eighth.weight": weight.to(torch.float8_e4m3fn),
+        "shape.weight": weight.to("meta"), "empty.weight": weight[:0], "norm._extra_state": {"version": 2},
+    }  # fmt: skip
+    torch.save(state, "odd.pt")
+    assert convnets("gabor", "--checkpoint", "odd.pt", "--output", "out").code == 0
+    layers = json.loads(Path("out/gabor.json").read_text())["layers"]
+    assert {name: layer["figure"] for name, layer in layers.items()} == {"a/b": "a_b.png", "a_b": "a_b-2.png"}
+    assert {path.name for path in Path("out").iterdir()} == {"a_b.png", "a_b-2.png", "gabor.json"}
+
+
+def test_a_layer_goes_by_its_name_in_the_file_too(convnets):
+    torch.save({"network.conv.weight": torch.randn(2, 1, 7, 7)}, "ours.pt")
+    assert convnets("gabor", "--checkpoint", "ours.pt", "--layer", "network.conv").code == 0
+
+
+def test_nothing_is_written_where_a_figure_cannot_be(convnets):
+    torch.save({"conv.weight": torch.randn(2, 1, 7, 7)}, "ours.pt")
+    Path("out/conv.png").mkdir(parents=True)
+    assert "conv.png in it is a directory" in convnets("gabor", "--checkpoint", "ours.pt", "--output", "out").error
+    assert [path.name for path in Path("out").iterdir()] == ["conv.png"]
+
+
+def test_seeds_are_torchs(convnets):
+    assert "--seeds must be below 2**32" in convnets("gabor", "--compare", "--seeds", str(2**32)).error

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import reference
+from kernels import reference, tuning
 from kernels.tuning import Tile, use_tile
 from tests.closeness import assert_as_exact_as_torch
 from tests.kernels.problems import CONVOLUTIONS, Problem
@@ -45,6 +45,18 @@ def check(problem: Problem, dtype: torch.dtype, device: str, relu: bool) -> None
 @pytest.mark.parametrize("problem", CONVOLUTIONS)
 def test_agrees_with_float64(problem, relu, device):
     check(problem, torch.float32, device, relu)
+
+
+def test_a_window_as_large_as_the_image_has_one_tap(device, monkeypatch):
+    """Its three operations are products of matrices, of which (tap, channel) is one axis: no tap reaches nothing."""
+    asked, find = [], tuning.tile
+    monkeypatch.setattr(tuning, "tile", lambda *arguments: asked.append(arguments) or find(*arguments))
+    problem = Problem((5, 6), (5, 6), channels=2, outputs=3, batch=4)
+    check(problem, torch.float32, device, relu=False)
+    taps = 5 * 6
+    assert [arguments[0:1] + arguments[2:6] for arguments in asked] == [
+        ("forward", 4, 3, taps * 2, 1), ("transpose", 4, taps * 2, 3, 1), ("weight_gradient", 3, taps * 2, 4, 1)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)

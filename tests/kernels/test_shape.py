@@ -83,3 +83,19 @@ def test_channels_last_memory_is_not_copied():
     x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     assert channels_last(x).data_ptr() == x.data_ptr()
     assert memory_format(x) == torch.channels_last and memory_format(x.contiguous()) == torch.contiguous_format
+
+
+@pytest.mark.parametrize(
+    ("window", "covers"),
+    [
+        (Window((5, 6), (3, 1), ((0, 0), (0, 0)), (1, 1)), True),
+        (Window((5, 5), (1, 1), ((0, 0), (0, 0)), (1, 1)), False),
+        (Window((5, 6), (1, 1), ((1, 0), (0, 0)), (1, 1)), False),
+        (Window((5, 6), (1, 1), ((0, 0), (0, 0)), (2, 1)), False),
+        (Window((5, 6), (1, 1), ((0, 0), (0, 0)), (1, 1), groups=2), False),
+        (Window((5, 6), (1, 1), ((0, 0), (0, 0)), (1, 1), tile=(2, 1)), False),
+    ],
+    ids=["covers", "smaller", "padded", "dilated", "grouped", "tiled"],
+)
+def test_a_window_that_covers_its_grid(window, covers):
+    assert window.covers((5, 6)) == covers

@@ -1,10 +1,14 @@
+import copy
 import io
+import itertools
+import time
 import warnings
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -75,7 +79,7 @@ def test_records_before_the_first_step_and_every_nth_epoch(tmp_path):
     assert tags["graph"]
     for tag in ("kernels/0", "kernels/1", "gabor/0/fits"):
         assert [image.step for image in events.Images(tag)] == [0, 3, 7]
-    assert [image.step for image in events.Images("gabor/0/shapes")] == [7]
+    assert [image.step for image in events.Images("gabor/0/shapes")] == [0, 7]
     growth, r2 = ([scalar.value for scalar in events.Scalars(f"gabor/0/{name}")] for name in ("growth", "mean_r2"))
     assert growth == pytest.approx([value - r2[0] for value in r2], abs=1e-6)
     first, *_, last = (
@@ -95,12 +99,15 @@ def test_the_page_of_custom_scalars_shows_what_is_measured(tmp_path):
 
 
 def test_early_growth_is_recorded_on_a_logarithmic_schedule(tmp_path):
-    events = train(tmp_path, KernelRecorder(every_n_epochs=None, logarithmic=True), epochs=5)
-    assert [scalar.step for scalar in events.Scalars("gabor/0/mean_r2")] == [0, 1, 3, 7, 9]
+    """At four times as many steps each; the animation has the doublings, too."""
+    events = train(tmp_path, KernelRecorder(), epochs=5)
+    assert [scalar.step for scalar in events.Scalars("gabor/0/mean_r2")] == [0, 3, 9]
+    with Image.open(tmp_path / "it" / "gabor" / "0" / "growth.gif") as growth:
+        assert growth.n_frames == 5  # before the first step, after 2, 4, 8 and 10
 
 
 def test_pictures_are_written_and_the_kernels_grow(tmp_path):
-    train(tmp_path, KernelRecorder(), epochs=3)
+    train(tmp_path, KernelRecorder(every_n_epochs=1), epochs=3)
     directory = tmp_path / "it" / "gabor"
     assert {path.name for path in (directory / "0").iterdir()} == {
         "kernels.png",
@@ -114,8 +121,8 @@ def test_pictures_are_written_and_the_kernels_grow(tmp_path):
 
 
 def test_a_resumed_run_records_nothing_twice(tmp_path):
-    train(tmp_path, KernelRecorder(logarithmic=True), epochs=2)
-    events = train(tmp_path, KernelRecorder(logarithmic=True), epochs=4, resumed=2)
+    train(tmp_path, KernelRecorder(every_n_epochs=1), epochs=2)
+    events = train(tmp_path, KernelRecorder(every_n_epochs=1), epochs=4, resumed=2)
     for tag in ("gabor/0/mean_r2", "gabor/0/growth"):
         assert [scalar.step for scalar in events.Scalars(tag)] == [0, 1, 3, 5, 7]
     assert events.Scalars("gabor/0/growth")[3].value != 0
@@ -128,7 +135,7 @@ def test_recording_works_on_a_compiled_network(tmp_path):
         def on_train_start(self) -> None:
             self.network.compile(backend="eager")
 
-    events = train(tmp_path, KernelRecorder(), epochs=2, module=Compiled())
+    events = train(tmp_path, KernelRecorder(every_n_epochs=1), epochs=2, module=Compiled())
     assert [image.step for image in events.Images("gabor/0/fits")] == [0, 1, 3]
 
 
@@ -192,12 +199,73 @@ def test_the_graph_of_a_network_in_triton_is_drawn(tmp_path, triton_only):
     assert {"convnets::convolution", "convnets::max_pool"} <= operators
 
 
-def test_nothing_is_recorded_without_tensorboard():
-    pl.Trainer(
-        fast_dev_run=1,
-        accelerator="cpu",
-        callbacks=[KernelRecorder()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(Small(), DataLoader(TensorDataset(torch.randn(2, 3, 8, 8))))
-    assert issubclass(TolerantTensorBoardLogger, TensorBoardLogger)
+def test_nothing_is_recorded_without_tensorboard(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(KernelRecorder, "_write", lambda *arguments: written.append(arguments))
+    fit(KernelRecorder(every_n_epochs=1), logger=CSVLogger(tmp_path))
+    assert not written and not list(tmp_path.rglob("*.png"))
+
+
+def fit(*callbacks: pl.Callback, module: pl.LightningModule | None = None, **options) -> None:
+    """Two epochs of two steps."""
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1, "max_epochs": 2}
+    trainer = pl.Trainer(accelerator="cpu", callbacks=list(callbacks), **quiet, **options)
+    trainer.fit(module or Small(), DataLoader(TensorDataset(torch.randn(4, 3, 8, 8)), batch_size=2))
+
+
+class Failing(Small):
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        raise RuntimeError("no more")
+
+
+def test_a_training_that_fails_ends_and_another_can_follow(tmp_path):
+    """Where a checkpoint is saved on the way out, too, which asks for the recorder's state."""
+    recorder = KernelRecorder()
+    with pytest.raises(RuntimeError, match="no more"):
+        fit(recorder, OnExceptionCheckpoint(tmp_path), module=Failing(), logger=TensorBoardLogger(tmp_path))
+    assert list(tmp_path.glob("*.ckpt"))
+    fit(recorder, logger=TensorBoardLogger(tmp_path, version="after"))
+    assert list(tmp_path.rglob("after/gabor/0/fits.png"))
+
+
+def test_a_second_training_starts_anew(tmp_path):
+    recorder = KernelRecorder()
+    for version in ("first", "second"):
+        fit(recorder, logger=TensorBoardLogger(tmp_path, name="", version=version))
+        events = EventAccumulator(str(tmp_path / version))
+        events.Reload()
+        assert events.Scalars("gabor/0/growth")[0].value == 0
+    copy.deepcopy(recorder)
+
+
+def test_two_recorders_in_one_training(tmp_path):
+    one, other = KernelRecorder(layers=["0"]), KernelRecorder(layers=["1"], every_n_epochs=1)
+    fit(one, other, LastCheckpoint(), logger=TensorBoardLogger(tmp_path))
+
+
+def test_what_is_recorded_are_the_weights_of_the_moment(tmp_path, monkeypatch):
+    """Although the thread looks at them later."""
+    drawn, draw, module = [], callbacks.kernel_grid, Small()
+
+    def late(weight: torch.Tensor, scale: str) -> torch.Tensor:
+        time.sleep(0.3)
+        drawn.append(weight.clone())
+        return draw(weight, scale)
+
+    monkeypatch.setattr(callbacks, "kernel_grid", late)
+    before = module.network[0].weight.detach().clone()
+    fit(KernelRecorder(layers=["0"]), module=module, logger=TensorBoardLogger(tmp_path))
+    assert torch.equal(drawn[0], before)
+    assert torch.equal(drawn[-1], module.network[0].weight)
+
+
+def test_a_long_animation_is_thinned_evenly():
+    """Of 1,000 moments at most 64 have a frame, as far apart from each other as can be."""
+    recorder, module = KernelRecorder(), Small()
+    for moment in range(1000):
+        nn.init.constant_(module.network[0].weight, -1.0)
+        module.network[0].weight.data[0, 0, 0, 0] = moment / 1000
+        recorder._add_frames(module)
+    values = [round((int(each[0, 0, 0, 0]) / 255 - 0.5) * 2000) for each in recorder._frames["0"]]
+    gaps = {later - earlier for earlier, later in itertools.pairwise(values)}
+    assert 32 <= len(values) <= 64 and max(gaps) - min(gaps) <= 16 and values[0] < 8 and values[-1] > 950

@@ -93,6 +93,12 @@ def test_volumes_of_the_heads_of_figure_9_11():
         }
 
 
+def test_a_window_for_each_convolution():
+    network = ClassificationNet((1, 16, 16), "class_maps", (4, 5), kernel_size=(11, 1), pool=2, classes=7)
+    assert [network.body[i].kernel_size for i in (0, 2)] == [(11, 11), (1, 1)]
+    assert network(torch.randn(2, 1, 16, 16)).shape == (2, 7)
+
+
 @pytest.mark.parametrize("head", ["pooled_regions", "class_maps"])
 def test_heads_for_images_of_any_size(head):
     network = ClassificationNet((1, 16, 16), head, (4, 5), pool=2, regions=3, classes=7)
@@ -252,6 +258,7 @@ def test_steps_of_the_recurrent_labelling():
     ("build", "message"),
     [
         (lambda: ClassificationNet(head="mean"), r"head must be one of fully_connected, .*got 'mean'"),
+        (lambda: ClassificationNet(kernel_size=(11, 3, 1)), r"one for each of 2 filters, got \(11, 3, 1\)"),
         (lambda: ClassificationNet((3, 15, 256)), r"at least \(1, 16, 16\), got \(3, 15, 256\)"),
         (lambda: ClassificationNet((3, 11, 12), "pooled_regions"), r"at least \(1, 12, 12\), got \(3, 11, 12\)"),
         (lambda: MaxoutNet((1, 5, 28), paddings=(0, 3, 3)), r"\(8, 8, 5\).*leave something, got \(1, 5, 28\)"),
