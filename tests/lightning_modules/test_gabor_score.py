@@ -31,8 +31,8 @@ def scores_of(kernels: torch.Tensor) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def kernels() -> torch.Tensor:
-    """Gabor functions in noise of half their energy, and pure noise."""
-    return torch.cat([noisy(random_gabors(24, seed=1).kernels(WINDOW), 0.5, seed=2), white_noise(8, WINDOW, rng(3))])
+    """Gabor functions in noise of a quarter of their energy, and pure noise."""
+    return torch.cat([noisy(random_gabors(24, seed=1).kernels(WINDOW), 0.25, seed=2), white_noise(8, WINDOW, rng(3))])
 
 
 def rng(seed: int) -> torch.Generator:
