@@ -6,7 +6,7 @@ channels, not positions; as lines and letters were read off the layers, so was t
 of the third layer sees three, four or six maps of the second.
 
 The networks below learn the same digits, with fewer and fewer channels connected in their second layer. These digits
-lose nothing that 540 others would show, since the last layer, which sees all channels, puts together what they found.
+lose little of their accuracy, since the last layer, which sees all channels, puts together what they found.
 The networks are trained by PyTorch's operations; everything else is computed by Triton's.
 """
 
@@ -68,7 +68,7 @@ def draw() -> Example:
         [
             Claim("input channels that each output channel sees", SEEN, seen_by_each(pairs), "book"),
             Claim("output channels that each input channel reaches", SEEN, seen_by_each(pairs.T), "book"),
-            Claim("connections of LeNet-5's C3", 60, int(connected.count_nonzero()), "book"),
+            Claim("connections of LeNet-5's C3", 60, int(connected.count_nonzero()), "paper"),
             Claim("outputs that differ from a dense convolution with zeros", 0, int((grouped != chosen).sum())),
             Claim("parameters, all channels", FILTERS[1] * (FILTERS[0] * 9 + 1), parameters[0]),
             Claim("parameters, two channels", FILTERS[1] * (SEEN * 9 + 1), parameters[two]),

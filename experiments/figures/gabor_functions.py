@@ -5,7 +5,7 @@ turned by tau. Each row varies one parameter: centre and direction say where and
 betas how fast the envelope falls, frequency and phase what the wave is like. Kernels of this form describe what simple
 cells of the visual cortex respond to. To the right, what they are for: waves of all phases are convolved with two Gabor
 functions a quarter of a wave apart. Each, a simple cell, follows the phase; the root of the sum of their squares, a
-complex cell (equation 9.20), does not care: it is invariant to small translations of the wave.
+complex cell, does not care: it is invariant to small translations of the wave.
 """
 
 import math
@@ -19,7 +19,7 @@ from kernels import conv
 from kernels.functional import conv2d
 from lightning_modules.gabor import Gabor, fit_gabor
 
-SOURCE = "Deep Learning, equations 9.16 to 9.20 and figure 9.18"
+SOURCE = "Deep Learning, section 9.10 and figure 9.18"
 SHOWS = (Gabor, conv2d, conv._forward_kernel)
 BACKEND = "triton"
 

@@ -35,6 +35,9 @@ DIFFERENCE, AVERAGE = torch.tensor([-1.0, 0, 1]), torch.tensor([1.0, 2, 1])
 SIDE, TILE = 8192, 256  # of the large image, in pixels, and of a part of its output
 
 
+LEAST = (4 * SIDE**2 + 4 * 4 * (SIDE // 4 - 1) ** 2) / 2**20  # MiB: an image, and four channels after a stride of 4
+
+
 def draw() -> Example:
     grids = {"sound": sound(), "image": whole(photograph("camera", False)[0]), "video": video()}
     kernels = {
@@ -86,7 +89,8 @@ def draw() -> Example:
             ),
             Claim(f"{SIDE}x{SIDE}: side of the output", ((SIDE - 4) // 4 + 1 - 3) // 2 + 1, parts.shape[1]),
             Claim("outputs by parts that differ from those at once", 0, differs(parts, complete)),
-            Claim("MiB at once, more than the image as floats", 4 * SIDE**2 / 2**20, megabytes[0], relation=">="),
+            Claim("MiB at once, with the image as floats and the first volume", LEAST, megabytes[0], relation=">="),
+            Claim("times the memory of the parts", 5, megabytes[0] / megabytes[1], "stated beforehand", ">="),
             Claim("MiB by parts beside the output", 32, megabytes[1] - output, "stated beforehand", "<="),
         ],
         {"MiB at once": megabytes[0], "MiB by parts": megabytes[1], "MiB of the output": output},

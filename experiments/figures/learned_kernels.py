@@ -8,7 +8,6 @@ widths. The code of new patches is then sparser than that by kernels of noise. (
 is a shorter one than that of experiments/autoencoder.yaml.)
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -64,7 +63,6 @@ def draw() -> Example:
     )  # fmt: skip
 
 
-@cache
 def learn(seed: int) -> Learned:
     """Train a sparse autoencoder on whitened patches of photographs."""
     torch.manual_seed(seed)

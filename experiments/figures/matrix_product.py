@@ -6,8 +6,8 @@ the operations of a convolutional layer, and read a transposed factor as it lies
 
 A convolution over a line is a product, too, with a Toeplitz matrix, whose rows are the kernel, each moved on by one
 place: along every diagonal the values are the same. Over an image the matrix is made of such blocks, which are
-themselves the same along every diagonal of blocks. Both matrices are nearly all zeros, and the convolution never builds
-them: it multiplies by the few values that there are.
+themselves the same along every diagonal of blocks. Both are mostly zeros, the larger the picture the more, and the
+convolution never builds them: it multiplies by the few values that there are.
 """
 
 import numpy as np

@@ -3,8 +3,9 @@
 Above, the book's example: four outputs of a detector and, over them, the largest of each three. When the input moves by
 one pixel every value of the detector changes, but only half of the pooled ones, as a maximum asks whether something is
 there and not exactly where. Below, what it does for recognition: two networks with the same kernels learn digits that
-are in the middle; one pools, the other takes as many outputs by striding. Then the digits are moved. Where both have
-seen nothing of the kind, the one that pools keeps more of its answers. (They are trained by PyTorch's operations.)
+are in the middle; one pools, the other takes as many outputs by striding, and so skips some pixels altogether. Then the
+digits are moved. Where both have seen nothing of the kind, the one that pools keeps more of its answers. (They are
+trained by PyTorch's operations.)
 """
 
 import torch
@@ -25,7 +26,7 @@ SOURCE = "Deep Learning, figure 9.8 and section 9.3"
 SHOWS = (max_pool1d, pool._pool_kernel)
 BACKEND = "triton"
 
-DETECTOR = ((0.1, 1.0, 0.2, 0.1), (0.3, 0.1, 1.0, 0.2))  # before the input moves to the right by one pixel, and after
+LINE = torch.tensor([0.3, 0.1, 1.0, 0.2, 0.1])  # of which the detector stage shows four values
 POOLED = ((1.0, 1.0, 1.0, 0.2), (0.3, 1.0, 1.0, 1.0))
 DIGITS = 100  # that are moved
 SHIFTS = range(-4, 5)
@@ -34,17 +35,18 @@ EDGE = 4  # pixels of background around a digit, to move into
 
 
 def draw() -> Example:
-    pooled = [max_pool1d(torch.tensor([[stage]]), 3, stride=1, padding=1)[0, 0] for stage in DETECTOR]
-    changed = sum(before != after for before, after in zip(*DETECTOR, strict=True))
+    detector = (LINE[1:5], LINE[0:4])  # before the input moves to the right by one pixel, and after
+    pooled = [max_pool1d(stage[None, None], 3, stride=1, padding=1)[0, 0] for stage in detector]
+    changed = int((detector[0] != detector[1]).sum())
     pooled_changed = int((pooled[0] != pooled[1]).sum())
     wrong = int((torch.stack(pooled) != torch.tensor(POOLED)).sum())
     curves = {name: answers_kept(pools) for name, pools in (("with pooling", True), ("with strides", False))}
 
     figure, axes = mosaic(6.2, "AB;CC", height_ratios=(1, 1.4))
-    for place, detector, outputs, title in zip(
-        (axes["A"], axes["B"]), DETECTOR, pooled, ("an input", "moved right by one pixel"), strict=True
+    for place, stage, outputs, title in zip(
+        (axes["A"], axes["B"]), detector, pooled, ("an input", "moved right by one pixel"), strict=True
     ):
-        draw_stages(place, detector, outputs.tolist(), title)
+        draw_stages(place, tuple(stage.tolist()), outputs.tolist(), title)
     below = axes["C"]
     for (name, kept), colour, marker in zip(curves.items(), (BLUE, ORANGE), "os", strict=True):
         below.plot(list(SHIFTS), kept, marker=marker, color=colour, label=name)

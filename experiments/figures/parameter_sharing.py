@@ -5,7 +5,7 @@ lines between units, but a kernel for each position, and full connection has a l
 weight is used once. How often is measured: with ones for all inputs, a weight's gradient by the sum of all outputs
 counts its uses.
 
-Sharing changes nothing in what is computed or how long it takes, but in what is stored and learned: of a picture of
+Sharing changes nothing in how much is computed, but in what is stored and can be learned: of a picture of
 320x280 pixels two weights, 178,640 or 8 billion. It assumes that what is worth seeing at one place is worth seeing at
 every other.
 """

@@ -6,7 +6,7 @@ a layer. Where layers take strides of two, or windows are dilated by 1, 2, 4, 8,
 
 What a unit can see, by arithmetic, is what it does see: where the gradient of a unit in the middle by the input is not
 zero. But it does not see all of it equally well. There are more paths through the network from the middle of the field
-than from its edges: with equal weights the gradient is binomial, nearly a Gaussian.
+than from its edges: with equal weights the gradient is trinomial, nearly a Gaussian.
 """
 
 from typing import Any

@@ -2,9 +2,8 @@
 
 The network gives every pixel a label: background, or one of the ten digits. Its first guess is made from the image
 alone. Each next step sees the image and the labels of the last one, which the kernels W carry from a pixel to those
-around it: strokes that were taken for parts of two digits agree on one, which need not be the true one. The first
-correction is the largest. The same kernels serve all steps, so that a network that was taught with three can go on to
-five, without a parameter more.
+around it: strokes that were taken for parts of two digits agree on one, which need not be the true one. The same
+kernels serve all steps, so that a network that was taught with three can go on to five, without a parameter more.
 
 The scenes are handwritten digits on photographs; none of the digits, and no part of the photographs, was in training.
 Shown are those three of twenty scenes in which most labels change. The network is trained and judged by PyTorch's

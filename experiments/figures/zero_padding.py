@@ -19,7 +19,7 @@ SOURCE = "Deep Learning, figure 9.13 and section 9.5"
 SHOWS = (conv1d, conv.forward)
 BACKEND = "triton"
 
-WIDTH, KERNEL = 16, 6
+WIDTH, KERNEL, DEPTH = 16, 6, 30
 SIZES, KERNELS, STRIDES = (5, 8, 11), (1, 2, 3, 5), (1, 2, 3)
 
 
@@ -29,9 +29,9 @@ def draw() -> Example:
     edge = values_seen()
 
     figure, axes = canvas(3.2, columns=3, width_ratios=(1.4, 1, 1))
-    depths = range(len(unpadded))
-    axes[0, 0].plot(depths, unpadded, marker="o", color=ORANGE, label="valid: no padding")
-    axes[0, 0].plot(depths, padded, marker="s", color=BLUE, label="same: padded by zeros")
+    layers = len(unpadded) - 1
+    axes[0, 0].plot(unpadded, marker="o", color=ORANGE, label="valid: no padding")
+    axes[0, 0].plot(padded[: 2 * layers + 1], marker="s", color=BLUE, label="same: padded by zeros")
     axes[0, 0].legend(fontsize=8)
     chart(axes[0, 0], f"windows of {KERNEL} over {WIDTH} pixels", "layers", "pixels that are left")
     image = torch.ones(1, 1, 5, 5)
@@ -40,12 +40,11 @@ def draw() -> Example:
     chart(axes[0, 1], "5x5 pixels, 3x3 windows", "", "pixels of a side")
     picture(axes[0, 2], edge, "true pixels that each output\nof a same convolution sees", numbered=True)
 
-    layers = next(depth for depth, width in enumerate(unpadded) if width < KERNEL)
     return Example(
         figure,
         [
             Claim("layers until no window fits, without padding", 3, layers, "book"),
-            Claim("pixels after as many layers, with padding", WIDTH, padded[layers]),
+            Claim(f"pixels after {DEPTH} layers, with padding", WIDTH, padded[DEPTH]),
             Claim("sizes that differ from the formula", 0, mismatches),
             Claim("valid, 5 pixels and a window of 3", 3, len(sizes["valid"])),
             Claim("same", 5, len(sizes["same"])),
@@ -57,9 +56,9 @@ def draw() -> Example:
 
 
 def widths(padding: str) -> list[int]:
-    """Pixels before each layer, and where no window fits any more."""
+    """Pixels before each layer, until no window fits any more, or after DEPTH layers."""
     pixels, found = torch.ones(1, 1, WIDTH), [WIDTH]
-    for _ in range(3):
+    while pixels.shape[-1] >= KERNEL and len(found) <= DEPTH:
         pixels = conv1d(pixels, torch.ones(1, 1, KERNEL) / KERNEL, padding=padding)
         found.append(pixels.shape[-1])
     return found
@@ -69,10 +68,14 @@ def wrong_sizes() -> tuple[int, int]:
     """How often the size of a real output is not the formula's, of how many."""
     wrong = cases = 0
     for size, kernel, stride in itertools.product(SIZES, KERNELS, STRIDES):
-        for padding in range(kernel):
+        paddings: dict[int | str, int] = {padding: 2 * padding for padding in range(kernel)}  # and how many pixels
+        paddings["full"] = 2 * (kernel - 1)
+        if stride == 1:
+            paddings["same"] = kernel - 1
+        for padding, pixels in paddings.items():
             output = conv1d(torch.ones(1, 1, size), torch.ones(1, 1, kernel), stride=stride, padding=padding)
             cases += 1
-            wrong += output.shape[-1] != (size + 2 * padding - kernel) // stride + 1
+            wrong += output.shape[-1] != (size + pixels - kernel) // stride + 1
     return wrong, cases
 
 

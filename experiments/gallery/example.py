@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-Origin = Literal["book", "arithmetic", "stated beforehand"]
+Origin = Literal["book", "paper", "arithmetic", "stated beforehand"]
 Relation = Literal["=", ">=", "<="]
 
 

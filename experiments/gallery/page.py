@@ -24,11 +24,13 @@ th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(-
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 pre { background: #8881; padding: .7rem; border-radius: 4px; font-size: .8rem; line-height: 1.35; }
 @media (max-width: 40rem) { th:nth-child(3), td:nth-child(3) { display: none; } th, td { padding: .25rem; } }
-code { font-size: .9em; overflow-wrap: anywhere; } .fails { color: #d55e00; font-weight: bold; } .small { font-size: .85rem; opacity: .8; }
+code { font-size: .9em; overflow-wrap: anywhere; }
+.fails { color: #d55e00; font-weight: bold; } .small { font-size: .85rem; opacity: .8; }
 """
 INTRODUCTION = """
 Chapter 9 of the <i>Deep Learning</i> book (Goodfellow, Bengio and Courville, 2016), as experiments: each picture was
-drawn from what the convolution kernels computed, and each number in a table was measured and held to the one expected.
+drawn from what the convolution kernels computed, interpreted on a CPU, or where its page says so PyTorch's operations;
+each number in a table was measured and held to the one expected.
 """
 
 

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import math
+import os
 import random
 import sys
 import time
@@ -77,10 +78,15 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: a directory cannot be written.
     """
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output {options.output}: {error.strerror}") from error
+    for name, directory in (("--output", options.output), ("--logdir", options.logdir)):
+        if directory is None:
+            continue
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{name} {directory}: {error.strerror}") from error
+        if not os.access(directory, os.W_OK):
+            raise ValueError(f"{name} {directory} cannot be written to")
     names, runs, console = NAMES if options.all else options.names, [], Console(stderr=True)
     with termination_interrupts():
         for name in names:
