@@ -16,7 +16,9 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
 
@@ -115,16 +117,22 @@ def epoch_seconds(network: nn.Module, recipe: Path) -> float:
     return statistics.median(times.seconds[1:])
 
 
+def paired(measure: Callable[[Any], float], ours: Any, theirs: Any, pairs: int) -> tuple[float, float, float]:
+    """Median seconds of two ways, and the median of their ratios over pairs of runs.
+
+    The runs are side by side and in turning order, so that what else the machine does cancels.
+    """
+    found = []
+    for turn in range(pairs):
+        seconds = {way: measure(way) for way in (ours, theirs)[:: 1 if turn % 2 else -1]}
+        found.append((seconds[ours], seconds[theirs]))
+    mine, its = (statistics.median(times) for times in zip(*found, strict=True))
+    return mine, its, statistics.median(one / other for one, other in found)
+
+
 def epoch_ratio(recipe: Path) -> float:
-    """The median over pairs of runs, side by side and in turning order, so that what else the machine does cancels."""
     network = network_of_recipe(recipe)
-    pairs = []
-    for turn in range(PAIRS):
-        makers = (copy.deepcopy, plain)[:: 1 if turn % 2 else -1]
-        seconds = {make: epoch_seconds(make(network), recipe) for make in makers}
-        pairs.append((seconds[copy.deepcopy], seconds[plain]))
-    ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
-    ratio = statistics.median(mine / its for mine, its in pairs)
+    ours, theirs, ratio = paired(lambda make: epoch_seconds(make(network), recipe), copy.deepcopy, plain, PAIRS)
     print(
         f"{recipe.stem}: an epoch on the torch backend {ours:.4f} s, in plain torch.nn {theirs:.4f} s: "
         f"median ratio {ratio:.3f}"
@@ -153,7 +161,7 @@ def gabor_ratio() -> bool:
 
 
 def training_seconds(recorded: bool) -> float:
-    """Of the sparse autoencoder as its recipe has it, with TensorBoard, and with or without the recorder."""
+    """Of the network, data and steps of the sparse autoencoder's recipe, with TensorBoard, with the recorder or not."""
     with open(AUTOENCODER) as file:
         recipe = yaml.safe_load(file)
     options = next(
@@ -179,12 +187,7 @@ def training_seconds(recorded: bool) -> float:
 
 
 def recording_ratio() -> float:
-    pairs = []
-    for turn in range(RECORDED_PAIRS):
-        seconds = {recorded: training_seconds(recorded) for recorded in (True, False)[:: 1 if turn % 2 else -1]}
-        pairs.append((seconds[True], seconds[False]))
-    with_it, without = (statistics.median(times) for times in zip(*pairs, strict=True))
-    ratio = statistics.median(mine / its for mine, its in pairs)
+    with_it, without, ratio = paired(training_seconds, True, False, RECORDED_PAIRS)
     print(
         f"training of the sparse autoencoder with its kernels recorded {with_it:.2f} s, without {without:.2f} s: "
         f"median ratio {ratio:.3f}"

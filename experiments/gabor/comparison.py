@@ -14,9 +14,9 @@ from torch import Tensor
 
 from experiments.gabor.figure import draw
 from experiments.gabor.learners import RECIPES, learners
-from experiments.gabor.output import check_output, png, strict_json, write
 from experiments.gabor.table import figures_of, summary_of
 from experiments.interruption import termination_interrupts
+from experiments.output import check_output, png, strict_json, write
 from experiments.results.report import lines_of, spread
 from experiments.results.run import conditions
 from lightning_modules.gabor_score import Likeness, likeness

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from experiments.gabor.layers import convolutions, measurable, read_state, window_of
-from experiments.gabor.output import check_output, png, strict_json, write
 from experiments.gabor.table import figures_of, print_table
+from experiments.output import check_output, png, strict_json, write
 from experiments.summary.table import WIDTH
 from lightning_modules.gabor_figures import report
 from lightning_modules.gabor_score import Likeness, likeness, not_measurable

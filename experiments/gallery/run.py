@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-import json
-import math
-import os
 import random
 import sys
 import time
@@ -26,6 +23,7 @@ from experiments.figures import NAMES
 from experiments.gallery.example import Claim, Example, written
 from experiments.gallery.page import write_page
 from experiments.interruption import termination_interrupts
+from experiments.output import check_output, strict_json
 from kernels import use_backend
 from kernels.backend import INTERPRETING, launch_count
 
@@ -78,15 +76,10 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: a directory cannot be written.
     """
-    for name, directory in (("--output", options.output), ("--logdir", options.logdir)):
-        if directory is None:
-            continue
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"{name} {directory}: {error.strerror}") from error
-        if not os.access(directory, os.W_OK):
-            raise ValueError(f"{name} {directory} cannot be written to")
+    check_output(options.output)
+    if options.logdir is not None:
+        check_output(options.logdir, "--logdir")
+    options.output.mkdir(parents=True, exist_ok=True)
     names, runs, console = NAMES if options.all else options.names, [], Console(stderr=True)
     with termination_interrupts():
         for name in names:
@@ -138,22 +131,15 @@ def lines_of(function: Callable[..., Any]) -> Shown:
 def write(done: Run, directory: Path) -> None:
     """NAME.png and NAME.json."""
     done.example.figure.savefig(directory / f"{done.name}.png")
-    text = json.dumps(figures_of(done), indent=1) + "\n"
-    (directory / f"{done.name}.json").write_text(text, encoding="utf-8")
+    (directory / f"{done.name}.json").write_bytes(strict_json(figures_of(done)))
 
 
 def figures_of(done: Run) -> dict[str, Any]:
-    claims = [{key: finite(value) for key, value in asdict(claim).items()} | {"holds": claim.holds}
-        for claim in done.example.claims]  # fmt: skip
+    claims = [asdict(claim) | {"holds": claim.holds} for claim in done.example.claims]
     return {
         "name": done.name, "title": done.title, "source": done.source, "backend": done.backend,
         "seconds": round(done.seconds, 2), "launches": done.launches, "claims": claims, "numbers": done.example.numbers,
     }  # fmt: skip
-
-
-def finite(value: Any) -> Any:
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def log(done: Run, directory: Path) -> None:

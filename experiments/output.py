@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from lightning_modules.gabor_figures import DPI
 
 
-def check_output(directory: Path) -> None:
+def check_output(directory: Path, option: str = "--output") -> None:
     """Raises ValueError where no such directory can be made or written to, before there is anything to write."""
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise ValueError(f"--output must be a directory, got {directory}: {existing} is a file")
+        raise ValueError(f"{option} must be a directory, got {directory}: {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"--output {directory}: {existing} cannot be written to")
+        raise ValueError(f"{option} {directory}: {existing} cannot be written to")
 
 
 def write(directory: Path, files: Mapping[str, bytes]) -> None:
@@ -59,6 +59,6 @@ def strict_json(content: Any) -> bytes:
 def _finite(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list):
+    if isinstance(content, (list, tuple)):
         return [_finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
