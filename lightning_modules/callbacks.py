@@ -11,11 +11,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 
 from lightning_modules.gabor_figures import pixels, shapes
 from lightning_modules.gabor_score import Likeness, likeness, not_measurable, scores
-from lightning_modules.pictures import Scale, fit_grid, frame, kernel_grid, save, save_growth
+from lightning_modules.pictures import Scale, fit_grid, frame, kernel_grid, png, save_growth
 
 MOST_FRAMES = 64  # of the animation; of more, every other one is left out
 MOST_WAITING = 8  # pieces of work that wait for the thread; the training waits rather than to add to them
@@ -82,6 +83,7 @@ class KernelRecorder(pl.Callback):
         self._measured: set[str] = set()
         self._first_r2: dict[str, float] = {}  # the mean of each layer's first record
         self._found: dict[str, Likeness] = {}  # in the last record
+        self._drawn: dict[str, dict[str, bytes]] = {}  # each layer's pictures of the last record, by title
         self._jobs: list[Future[None]] = []
         self._warned = False
 
@@ -177,7 +179,7 @@ class KernelRecorder(pl.Callback):
                 if new:
                     self._submit(self._write, logger, name, weight, step)
                 if final:
-                    self._submit(self._finish, logger, name, weight, list(self._frames[name]), step)
+                    self._submit(self._finish, logger, name, list(self._frames[name]), step)
 
     @rank_zero_only
     def _add_frames(self, pl_module: pl.LightningModule, certainly: bool = False) -> None:
@@ -216,7 +218,8 @@ class KernelRecorder(pl.Callback):
         """What there is to show of a layer with weight [O, C, kh, kw] at any step; in the thread."""
         board = logger.experiment
         self._found.pop(name, None)
-        board.add_image(f"kernels/{name}", kernel_grid(weight, self.scale), step)
+        drawn = self._drawn[name] = {"kernels": png(kernel_grid(weight, self.scale))}
+        add_png(logger, f"kernels/{name}", drawn["kernels"], step)
         if not_measurable((weight.shape[2], weight.shape[3])):
             return
         found = self._found[name] = likeness(weight, scrambled=False)
@@ -230,24 +233,29 @@ class KernelRecorder(pl.Callback):
             finite = table[key][table[key].isfinite()]
             if len(finite):
                 board.add_histogram(f"gabor/{name}/{key}", finite, step)
-        board.add_image(f"gabor/{name}/fits", fit_grid(found), step)
+        drawn["fits"] = png(fit_grid(found))
+        add_png(logger, f"gabor/{name}/fits", drawn["fits"], step)
         if step == 0:
-            board.add_image(f"gabor/{name}/shapes", pixels(shapes(found, name)), step)
+            add_png(logger, f"gabor/{name}/shapes", png(pixels(shapes(found, name))), step)
 
     @torch.no_grad()
-    def _finish(self, logger: TensorBoardLogger, name: str, weight: Tensor, frames: list[Tensor], step: int) -> None:
+    def _finish(self, logger: TensorBoardLogger, name: str, frames: list[Tensor], step: int) -> None:
         """What there is to show after the last step; in the thread."""
+        drawn = dict(self._drawn[name])
+        if name in self._found:
+            drawn["shapes"] = png(pixels(shapes(self._found[name], name)))
+            add_png(logger, f"gabor/{name}/shapes", drawn["shapes"], step)
         directory = Path(logger.log_dir) / "gabor" / name
         directory.mkdir(parents=True, exist_ok=True)
-        save(kernel_grid(weight, self.scale), directory / "kernels.png")
+        for title, image in drawn.items():
+            (directory / f"{title}.png").write_bytes(image)
         save_growth(frames, directory / "growth.gif")
-        found = self._found.get(name)
-        if found is None:
-            return
-        save(fit_grid(found), directory / "fits.png")
-        image = pixels(shapes(found, name))
-        save(image, directory / "shapes.png")
-        logger.experiment.add_image(f"gabor/{name}/shapes", image, step)
+
+
+def add_png(logger: TensorBoardLogger, tag: str, image: bytes, step: int) -> None:
+    """Add an image as it is; SummaryWriter.add_image would make colours of greys and compress it once more."""
+    shown = Summary.Value(tag=tag, image=Summary.Image(encoded_image_string=image))
+    logger.experiment.file_writer.add_summary(Summary(value=[shown]), step)
 
 
 def tensorboards(trainer: pl.Trainer) -> list[TensorBoardLogger]:

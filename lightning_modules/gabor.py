@@ -5,7 +5,7 @@ and Courville, "Deep Learning" (2016), where it describes both the simple cells 
 kernels that networks learn from natural images.
 
 Positions are in pixels from the centre of the window, x growing with the column and y with the row; angles are in
-radians. Shapes: B kernels, S starts, P = kh * kw pixels. Fits are computed and returned in float64.
+radians. Shapes: B kernels, S starts, P = kh * kw pixels. Fits are returned in float64.
 """
 
 import math
@@ -21,7 +21,7 @@ DEAD_NORM = 1e-3  # relative to the largest norm among the kernels
 CONSTANT_VARIANCE = 1e-4  # energy about the mean, relative to the energy
 
 STARTS = 12
-STEPS = ((4, 12), (4, 6), (12, 2))  # of refinement, with so many of the starts: the best until then
+STEPS = ((4, torch.float32, 6), (4, torch.float32, 2), (12, torch.float64, 1))  # refinement, how many starts go on
 CHUNK = 64  # kernels searched at once, to bound the memory
 LARGE = 400  # pixels of a window from which on the grid of starts is not kept
 
@@ -133,8 +133,9 @@ def fit_gabor(kernels: Tensor) -> GaborFit:
 
     Amplitude and phase are solved linearly (variable projection; Golub and Pereyra, 1973). The other six parameters
     start at the best points of a grid, one for each of the `STARTS` best waves, and are refined by Levenberg-Marquardt
-    with an analytic Jacobian, the less promising starts for a few `STEPS` only. Both sigmas stay above 0.8 pixels and f
-    in 0..pi. The grid is kept for two windows, 21 MB for 11x11, but computed again for windows of more than 400 pixels.
+    with an analytic Jacobian, at first in float32, the less promising starts for a few `STEPS` only. Both sigmas stay
+    above 0.8 pixels and f in 0..pi. The grid is kept for two windows, 21 MB for 11x11, but computed again for windows
+    of more than 400 pixels.
 
     r2 = 1 - residual energy / energy about the mean. The kernel is fitted as it is, mean included: only the denominator
     leaves the mean out, so that a constant earns nothing. r2 is 0 for kernels that are nearly constant, or dead: of a
@@ -156,7 +157,8 @@ def fit_gabor(kernels: Tensor) -> GaborFit:
         theta = torch.cat([_search(chunk, window) for chunk in unit.split(CHUNK)])  # [B, 6]
     theta[:, 2] %= math.pi  # half a turn only flips the sine, whose amplitude is solved next
     _, _, pair = _quadrature(theta, *_pixels(window, theta.device))
-    residual, _, amplitudes = _project(unit, pair)
+    amplitudes, _ = torch.linalg.solve_ex(_gram(pair), (pair @ unit[..., None]).squeeze(-1))
+    residual = unit - (amplitudes[..., None] * pair).sum(1)
     a, b = amplitudes.unbind(-1)
     x0, y0, tau, f, sigma_x, sigma_y = _decode(theta)
     gabor = Gabor(
@@ -238,69 +240,63 @@ def _quadrature(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Te
     return x, y, torch.stack([envelope * torch.cos(f * x), envelope * torch.sin(f * x)], -2)
 
 
-def _orthonormal(pair: Tensor) -> tuple[Tensor, Tensor]:
-    """The lower triangle [..., 2, 2] and the orthonormal basis [..., 2, P] whose product is the pair."""
-    ridge = 1e-12 * torch.eye(2, dtype=pair.dtype, device=pair.device)  # the sine vanishes as f does
-    lower, _ = torch.linalg.cholesky_ex(pair @ pair.mT + ridge)
-    return lower, torch.linalg.solve_triangular(lower, pair, upper=False)
-
-
-def _project(kernels: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Kernels [..., P] fitted by a pair: residual [..., P], orthonormal basis [..., 2, P], amplitudes [..., 2]."""
-    lower, basis = _orthonormal(pair)
-    component = basis @ kernels[..., None]  # [..., 2, 1]
-    amplitudes = torch.linalg.solve_triangular(lower.mT, component, upper=True)
-    return kernels - (component * basis).sum(-2), basis, amplitudes.squeeze(-1)
-
-
-def _jacobian(theta: Tensor, x: Tensor, y: Tensor, pair: Tensor, amplitudes: Tensor) -> Tensor:
-    """Derivatives [..., 6, P] by theta of the pair's sum with fixed amplitudes; x and y are those of `_quadrature`."""
-    _, _, tau, f, sigma_x, sigma_y = (value[..., None] for value in _decode(theta))
-    a, b = amplitudes[..., None].unbind(-2)
-    cos, sin = pair.unbind(-2)
-    w = a * cos + b * sin
-    by_phase = b * cos - a * sin
-    by_x = f * by_phase - w * x / sigma_x.square()
-    by_y = -w * y / sigma_y.square()
-    derivatives = [
-        by_y * torch.sin(tau) - by_x * torch.cos(tau),
-        -by_y * torch.cos(tau) - by_x * torch.sin(tau),
-        by_x * y - by_y * x,
-        by_phase * x * f * (1 - f / math.pi),
-        w * (x / sigma_x).square() * (1 - MIN_SIGMA / sigma_x),
-        w * (y / sigma_y).square() * (1 - MIN_SIGMA / sigma_y),
-    ]
-    return torch.stack(derivatives, -2)
+def _gram(pair: Tensor) -> Tensor:
+    """The products [..., 2, 2] of a pair [..., 2, P], a little larger where the sine vanishes, as it does with f."""
+    ridge = torch.finfo(pair.dtype).eps ** 0.75 * torch.eye(2).to(pair)
+    return pair @ pair.mT + ridge
 
 
 def _normal_equations(theta: Tensor, kernels: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Residual energy [...], descent direction [..., 6] and Gauss-Newton matrix [..., 6, 6], free of the amplitudes.
+    """Energy [...] that is left less the kernel's own, descent direction [..., 6], Gauss-Newton matrix [..., 6, 6].
 
-    With Kaufman's simplification (1975): the pair is projected out of the Jacobian of fixed amplitudes.
+    They are free of the amplitudes: the pair is projected out of the Jacobian of fixed ones (Kaufman, 1975). All that
+    takes is the products of the Jacobian's rows with each other, with the pair and with the kernel.
     """
     x, y, pair = _quadrature(theta, x, y)
-    residual, basis, amplitudes = _project(kernels, pair)
-    jacobian = _jacobian(theta, x, y, pair, amplitudes)
-    overlap = jacobian @ basis.mT  # [..., 6, 2]
-    descent = (jacobian @ residual[..., None]).squeeze(-1)
-    return residual.square().sum(-1), descent, jacobian @ jacobian.mT - overlap @ overlap.mT
+    inverse, _ = torch.linalg.inv_ex(_gram(pair))
+    component = pair @ kernels[..., None]  # [..., 2, 1]
+    amplitudes = inverse @ component
+    vectors = [*_jacobian(theta, x, y, pair, amplitudes), *pair.unbind(-2), kernels.expand_as(x)]
+    rows = torch.stack(vectors, -2)
+    matrix, overlap, descent = (rows[..., :6, :] @ rows.mT).split([6, 2, 1], -1)
+    energy = -(component * amplitudes).sum((-2, -1))
+    return energy, (descent - overlap @ amplitudes).squeeze(-1), matrix - overlap @ inverse @ overlap.mT
+
+
+def _jacobian(theta: Tensor, x: Tensor, y: Tensor, pair: Tensor, amplitudes: Tensor) -> list[Tensor]:
+    """Derivatives [..., P] by theta of the pair's sum with fixed amplitudes; x and y are those of `_quadrature`."""
+    _, _, tau, f, sigma_x, sigma_y = (value[..., None] for value in _decode(theta))
+    cos, sin = pair.unbind(-2)
+    a, b = amplitudes.unbind(-2)
+    w = a * cos + b * sin
+    by_phase = b * cos - a * sin
+    w_x, w_y = w * (x / sigma_x.square()), w * (y / sigma_y.square())
+    by_x = f * by_phase - w_x  # and -w_y by y
+    return [
+        -w_y * torch.sin(tau) - by_x * torch.cos(tau),
+        w_y * torch.cos(tau) - by_x * torch.sin(tau),
+        by_x * y + w_y * x,
+        by_phase * x * (f * (1 - f / math.pi)),
+        w_x * x * (1 - MIN_SIGMA / sigma_x),
+        w_y * y * (1 - MIN_SIGMA / sigma_y),
+    ]
 
 
 def _search(kernels: Tensor, window: tuple[int, int]) -> Tensor:
     """The best theta [B, 6] for kernels [B, P] of norm 1, by Levenberg-Marquardt from S starts each."""
-    x, y = _pixels(window, kernels.device)
-    kernels = kernels[:, None]
-    theta = _starts(kernels[:, 0], window)  # [B, S, 6]
-    energy, descent, matrix = _normal_equations(theta, kernels, x, y)
-    damping = torch.full_like(energy, 0.01)
-    state: tuple[Tensor, ...] = (theta, energy, descent, matrix, damping)
-    for steps, kept in STEPS:
-        best = state[1].topk(kept, dim=1, largest=False).indices
-        state = tuple(value[torch.arange(len(best))[:, None], best] for value in state)
+    positions = _pixels(window, kernels.device)
+    theta = _starts(kernels, window)  # [B, S, 6]
+    damping = torch.full_like(theta[..., 0], 0.01)
+    for steps, dtype, kept in STEPS:
+        data = [each.to(dtype) for each in (kernels[:, None], *positions)]
+        theta, damping = theta.to(dtype), damping.to(dtype)
+        state: tuple[Tensor, ...] = (theta, *_normal_equations(theta, *data), damping)
         for _ in range(steps):
-            state = _step(state, kernels, x, y)
-    theta, energy, *_ = state
-    return theta[torch.arange(len(theta)), energy.argmin(1)]
+            state = _step(state, *data)
+        theta, energy, *_, damping = state
+        best = energy.topk(kept, dim=1, largest=False).indices
+        theta, damping = (value[torch.arange(len(best))[:, None], best] for value in (theta, damping))
+    return theta[:, 0]
 
 
 def _step(state: tuple[Tensor, ...], kernels: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
@@ -351,4 +347,10 @@ def _made_grid(window: tuple[int, int], device: torch.device) -> tuple[Tensor, I
     excess = (torch.stack([sigma_x, sigma_x * aspect]) - MIN_SIGMA).clamp(min=0.1)
     theta = torch.stack([x0, y0, tau, f.logit(), *excess.log()], -1).to(device).unflatten(0, (72, 300))
     x, y = _pixels(window, device)
-    return theta, (_orthonormal(_quadrature(wave, x, y)[2])[1].movedim(1, 0).float() for wave in theta)
+    return theta, (_orthonormal(_quadrature(wave, x, y)[2]).movedim(1, 0).float() for wave in theta)
+
+
+def _orthonormal(pair: Tensor) -> Tensor:
+    """A basis [..., 2, P] of what a pair spans."""
+    lower, _ = torch.linalg.cholesky_ex(_gram(pair))
+    return torch.linalg.solve_triangular(lower, pair, upper=False)

@@ -47,7 +47,7 @@ def shapes(likeness: Likeness, name: str) -> Figure:
 
 def report(likeness: Likeness, name: str) -> Figure:
     """Each kernel with its best Gabor function, what is left, and its r2, above the panels of `shapes`."""
-    image = fit_grid(likeness).movedim(0, -1).numpy()
+    image = fit_grid(likeness)[0].numpy()
     height = 13 * image.shape[0] / image.shape[1]
     figure = Figure(figsize=(13, height + 5.4), layout="constrained")
     grid = figure.add_gridspec(2, 3, height_ratios=(height, 4.4))
@@ -75,9 +75,9 @@ def draw_scores(axes: Axes, columns: dict[str, NDArray[np.float64]], percent: bo
     share = 100 / len(columns["r2"]) if percent else 1.0
     axes.hist(
         chosen, bins=list(np.linspace(0, 1, 26)), weights=[np.full(len(each), share) for each in chosen], stacked=True,
-        color=[colour for colour, _ in KINDS.values()], label=list(KINDS),
+        color=[colour for colour, _ in KINDS.values()], label=list(KINDS), histtype="stepfilled",
     )  # fmt: skip
-    axes.set(xlim=(0, 1), xlabel="R2 of the best Gabor function")
+    axes.set(xlim=(0, 1), xticks=(0, 0.5, 1), xlabel="R2 of the best Gabor function")
 
 
 def _in_words(likeness: Likeness) -> str:
@@ -89,7 +89,7 @@ def _in_words(likeness: Likeness) -> str:
 
 
 def _draw_fits(axes: Axes, image: NDArray[np.float32], likeness: Likeness) -> None:
-    axes.imshow(image, interpolation="nearest")
+    axes.imshow(image, interpolation="nearest", cmap="gray", vmin=0, vmax=1)
     axes.set_axis_off()
     axes.set_title("kernel, best Gabor function, what is left; below, its R2 (bold: strictly Gabor-like)", fontsize=9)
     count = len(likeness.kernels)
@@ -117,20 +117,23 @@ def _draw_shapes(panels: list[Axes], likeness: Likeness) -> None:
         plane.scatter(n_x, n_y, clip_on=False, **style)
     draw_scores(histogram, columns)
     polar.set_thetamax(180)
+    polar.set_thetagrids(range(0, 181, 45))
     polar.set_rlim(0, 0.5)
-    polar.set_title("direction of the wave, frequency in cycles a pixel", fontsize=9)
+    polar.set_rticks([0.25, 0.5])
+    polar.set_title("direction of the wave, frequency in cycles a pixel", fontsize=9, y=1.0)
     _draw_cells(plane)
-    plane.set(xlim=(0, LARGEST_N[0]), ylim=(0, LARGEST_N[1]), xlabel="$n_x$: along the wave", ylabel="$n_y$: across it")
-    plane.set_title("standard deviations of the envelope, in wavelengths", fontsize=9)
+    plane.set(xlim=(0, LARGEST_N[0]), ylim=(0, LARGEST_N[1]), xticks=(0, 0.5, 1, 1.5), yticks=(0, 1, 2, 3))
+    plane.set(xlabel="n_x: along the wave", ylabel="n_y: across it")
+    plane.set_title("standard deviations of the envelope, in wavelengths", fontsize=9, y=1.0)
     plane.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
     histogram.axvline(likeness.null, color="black", linestyle="--", linewidth=1)
     histogram.annotate(
         "95 % of noise ", (likeness.null, 0.97), xycoords=("data", "axes fraction"), fontsize=7, va="top", ha="right"
     )  # fmt: skip
-    histogram.yaxis.set_major_locator(MaxNLocator(integer=True))
+    histogram.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     histogram.margins(y=0.12)
     histogram.set_ylabel("kernels")
-    histogram.set_title("scores and the null model's", fontsize=9)
+    histogram.set_title("scores and the null model's", fontsize=9, y=1.0)
 
 
 def _draw_cells(plane: Axes) -> None:

@@ -1,5 +1,6 @@
 """Pictures of kernels, pixel by pixel: a grid of them, their best Gabor functions beside them, and their growth."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -32,7 +33,7 @@ def kernel_grid(weight: Tensor, scale: Scale = "kernel", cell: int = CELL) -> Te
         cell: pixels that a kernel's longer side takes at least.
 
     Returns:
-        [3, height, width] in 0 to 1.
+        [3, height, width] in 0 to 1 for kernels in colour, [1, height, width] for others.
     """
     return _grid(_in_grey(weight, scale), cell)
 
@@ -41,7 +42,7 @@ def fit_grid(likeness: Likeness) -> Tensor:
     """Each kernel, the Gabor function closest to it, and what is left, on one scale; those of largest r2 come first.
 
     Returns:
-        [3, height, width] in 0 to 1.
+        [1, height, width] in 0 to 1.
     """
     best_first = likeness.fit.r2.argsort(descending=True)
     kernels = likeness.kernels[best_first]
@@ -50,7 +51,7 @@ def fit_grid(likeness: Likeness) -> Tensor:
     gap = cells.new_ones(*cells.shape[:3], GAP // 4)
     kernel, fit, rest = cells.unbind(1)  # [O, height, width]
     triples = torch.cat([kernel, gap[:, 0], fit, gap[:, 0], rest], dim=2)
-    return make_grid(triples[:, None], nrow=KERNELS_A_ROW // 2, padding=GAP, pad_value=1)
+    return make_grid(triples[:, None], nrow=KERNELS_A_ROW // 2, padding=GAP, pad_value=1)[:1]
 
 
 def frame(weight: Tensor) -> Tensor:
@@ -62,14 +63,17 @@ def frame(weight: Tensor) -> Tensor:
 def save_growth(frames: Sequence[Tensor], path: Path, milliseconds: int = 400) -> None:
     """Write a GIF of kernels growing, one `frame` after another; the last stays longest."""
     images = [to_pil_image(_grid(frame.float() / 255, ANIMATED_CELL)) for frame in frames]
-    images = [image.quantize(dither=Dither.NONE) for image in images]  # colours as they are, each nearest in a palette
+    if images[0].mode == "RGB":
+        images = [image.quantize(dither=Dither.NONE) for image in images]  # each to the nearest of a palette
     pauses = [milliseconds] * (len(images) - 1) + [5 * milliseconds]
     images[0].save(path, save_all=True, append_images=images[1:], duration=pauses, loop=0)
 
 
-def save(image: Tensor, path: Path) -> None:
-    """Write an image [3, height, width] in 0 to 1 as PNG."""
-    to_pil_image(image).save(path)
+def png(image: Tensor) -> bytes:
+    """An image [1 or 3, height, width], in 0 to 1 or uint8, as PNG."""
+    buffer = io.BytesIO()
+    to_pil_image(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def _in_grey(weight: Tensor, scale: Scale) -> Tensor:
@@ -87,10 +91,10 @@ def _enlarged(cells: Tensor, side: int) -> Tensor:
 
 
 def _grid(cells: Tensor, side: int) -> Tensor:
-    """Cells [O, C, kh, kw] side by side, [3, height, width]; see `kernel_grid`."""
+    """Cells [O, C, kh, kw] side by side; see `kernel_grid`."""
     columns = KERNELS_A_ROW
     if cells.shape[1] not in (1, 3):
         cells = cells[:LARGEST, :LARGEST]
         columns = cells.shape[1]
         cells = cells.flatten(0, 1)[:, None]
-    return make_grid(_enlarged(cells, side), nrow=columns, padding=GAP, pad_value=1)
+    return make_grid(_enlarged(cells, side), nrow=columns, padding=GAP, pad_value=1)[: cells.shape[1]]

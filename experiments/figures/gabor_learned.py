@@ -30,7 +30,7 @@ def draw() -> Example:
     found = {"before": figures_of(before), "after": figures_of(after)}
 
     figure, axes = mosaic(7.0, "AB;AC", width_ratios=(1.7, 1))
-    picture(axes["A"], fit_grid(after).movedim(0, 2), "kernel, closest Gabor function, what is left")
+    picture(axes["A"], fit_grid(after).expand(3, -1, -1).movedim(0, 2), "kernel, closest Gabor function, what is left")
     bins = list(np.linspace(0, 1, 21))
     axes["B"].hist(before.fit.r2.numpy(), bins, color=GREY, label="before training")
     axes["B"].hist(after.fit.r2.numpy(), bins, color=BLUE, alpha=0.8, label="after")

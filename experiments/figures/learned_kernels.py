@@ -46,7 +46,7 @@ def draw() -> Example:
 
     figure, axes = mosaic(5.6, "ABC;LLL", height_ratios=(1.5, 1))
     for place, (step, weight) in zip((axes[letter] for letter in "ABC"), kernels.items(), strict=True):
-        picture(place, kernel_grid(weight).movedim(0, 2), f"after {step} steps" if step else "before")
+        picture(place, kernel_grid(weight).expand(3, -1, -1).movedim(0, 2), f"after {step} steps" if step else "before")
     axes["L"].plot(losses, color=BLUE, linewidth=1)
     chart(axes["L"], "a sparse code from which patches can be rebuilt", "steps", "loss")
 

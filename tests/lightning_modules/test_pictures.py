@@ -16,7 +16,7 @@ def test_zero_is_grey_and_the_largest_weight_white_or_black():
     for kernel, value, (row, column) in ((first, 1.0, (2, 3)), (second, 0.0, (0, 0))):
         expected = torch.full((7, 7), 0.5)
         expected[row, column] = value
-        assert torch.equal(kernel, expected.repeat_interleave(block, 0).repeat_interleave(block, 1).expand(3, -1, -1))
+        assert torch.equal(kernel, expected.repeat_interleave(block, 0).repeat_interleave(block, 1)[None])
 
 
 def test_three_channels_are_colours():
@@ -28,7 +28,7 @@ def test_three_channels_are_colours():
 
 def test_many_channels_are_columns_and_capped():
     block = -(-CELL // 3)
-    assert kernel_grid(torch.randn(5, 20, 3, 3)).shape == (3, 5 * (3 * block + GAP) + GAP, 12 * (3 * block + GAP) + GAP)
+    assert kernel_grid(torch.randn(5, 20, 3, 3)).shape == (1, 5 * (3 * block + GAP) + GAP, 12 * (3 * block + GAP) + GAP)
 
 
 def test_a_dead_kernel_is_grey():
