@@ -317,14 +317,15 @@ def _starts(kernels: Tensor, window: tuple[int, int]) -> Tensor:
     """For kernels [B, P], the S best waves of the grid, each under its best envelope: [B, S, 6]."""
     theta, bases = _grid(window, kernels.device)
     kernels = kernels.float()
-    fitted = torch.stack([(kernels @ basis.mT).square().sum(0) for basis in bases], 1)  # [B, W, E]
+    components = ((kernels @ basis.mT).unflatten(1, (2, -1)) for basis in bases)  # [B, 2, E] each
+    fitted = torch.stack([each.square().sum(1) for each in components], 1)  # [B, W, E]
     fitted, envelope = fitted.max(2)
     wave = fitted.topk(STARTS).indices
     return theta[wave, envelope.gather(1, wave)]
 
 
 def _grid(window: tuple[int, int], device: torch.device) -> tuple[Tensor, Iterable[Tensor]]:
-    """Starts [W, E, 6]: W = 12 x 6 waves under E = 25 x 12 envelopes; and W times their bases [2, E, P] in float32."""
+    """Starts [W, E, 6], W = 12 x 6 waves under E = 25 x 12 envelopes, and W times their bases [2 * E, P], in float32."""
     return _kept_grid(window, device) if window[0] * window[1] <= LARGE else _made_grid(window, device)
 
 
@@ -345,12 +346,12 @@ def _made_grid(window: tuple[int, int], device: torch.device) -> tuple[Tensor, I
         torch.tensor([0.5, 1, 2], dtype=torch.float64),
     ).unbind(-1)
     excess = (torch.stack([sigma_x, sigma_x * aspect]) - MIN_SIGMA).clamp(min=0.1)
-    theta = torch.stack([x0, y0, tau, f.logit(), *excess.log()], -1).to(device).unflatten(0, (72, 300))
-    x, y = _pixels(window, device)
-    return theta, (_orthonormal(_quadrature(wave, x, y)[2]).movedim(1, 0).float() for wave in theta)
+    theta = torch.stack([x0, y0, tau, f.logit(), *excess.log()], -1).float().to(device).unflatten(0, (72, 300))
+    x, y = (position.float() for position in _pixels(window, device))
+    return theta, (_orthonormal(_quadrature(wave, x, y)[2]).movedim(1, 0).flatten(0, 1) for wave in theta)
 
 
 def _orthonormal(pair: Tensor) -> Tensor:
     """A basis [..., 2, P] of what a pair spans."""
     lower, _ = torch.linalg.cholesky_ex(_gram(pair))
-    return torch.linalg.solve_triangular(lower, pair, upper=False)
+    return torch.linalg.solve_triangular(lower, torch.eye(2).to(pair), upper=False) @ pair
