@@ -21,7 +21,7 @@ DEAD_NORM = 1e-3  # relative to the largest norm among the kernels
 CONSTANT_VARIANCE = 1e-4  # energy about the mean, relative to the energy
 
 STARTS = 12
-STEPS = ((4, torch.float32, 6), (4, torch.float32, 2), (12, torch.float64, 1))  # refinement, how many starts go on
+STEPS = ((3, torch.float32, 4), (3, torch.float32, 2), (8, torch.float64, 1))  # refinement, how many starts go on
 CHUNK = 64  # kernels searched at once, to bound the memory
 LARGE = 400  # pixels of a window from which on the grid of starts is not kept
 
@@ -240,10 +240,14 @@ def _quadrature(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Te
     return x, y, torch.stack([envelope * torch.cos(f * x), envelope * torch.sin(f * x)], -2)
 
 
+def _ridge(dtype: torch.dtype) -> float:
+    """What is added to squared norms: the sine of a pair vanishes as f does."""
+    return torch.finfo(dtype).eps ** 0.75
+
+
 def _gram(pair: Tensor) -> Tensor:
-    """The products [..., 2, 2] of a pair [..., 2, P], a little larger where the sine vanishes, as it does with f."""
-    ridge = torch.finfo(pair.dtype).eps ** 0.75 * torch.eye(2).to(pair)
-    return pair @ pair.mT + ridge
+    """The products [..., 2, 2] of a pair [..., 2, P] with itself."""
+    return pair @ pair.mT + _ridge(pair.dtype) * torch.eye(2).to(pair)
 
 
 def _normal_equations(theta: Tensor, kernels: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -286,7 +290,7 @@ def _search(kernels: Tensor, window: tuple[int, int]) -> Tensor:
     """The best theta [B, 6] for kernels [B, P] of norm 1, by Levenberg-Marquardt from S starts each."""
     positions = _pixels(window, kernels.device)
     theta = _starts(kernels, window)  # [B, S, 6]
-    damping = torch.full_like(theta[..., 0], 0.01)
+    damping = torch.full_like(theta[..., 0], 0.1)
     for steps, dtype, kept in STEPS:
         data = [each.to(dtype) for each in (kernels[:, None], *positions)]
         theta, damping = theta.to(dtype), damping.to(dtype)
@@ -325,7 +329,7 @@ def _starts(kernels: Tensor, window: tuple[int, int]) -> Tensor:
 
 
 def _grid(window: tuple[int, int], device: torch.device) -> tuple[Tensor, Iterable[Tensor]]:
-    """Starts [W, E, 6], W = 12 x 6 waves under E = 25 x 12 envelopes, and W times their bases [2 * E, P], in float32."""
+    """Starts [W, E, 6], W = 12 x 6 waves under E = 25 x 12 envelopes, and W times their bases [2 * E, P]: float32."""
     return _kept_grid(window, device) if window[0] * window[1] <= LARGE else _made_grid(window, device)
 
 
@@ -348,10 +352,17 @@ def _made_grid(window: tuple[int, int], device: torch.device) -> tuple[Tensor, I
     excess = (torch.stack([sigma_x, sigma_x * aspect]) - MIN_SIGMA).clamp(min=0.1)
     theta = torch.stack([x0, y0, tau, f.logit(), *excess.log()], -1).float().to(device).unflatten(0, (72, 300))
     x, y = (position.float() for position in _pixels(window, device))
-    return theta, (_orthonormal(_quadrature(wave, x, y)[2]).movedim(1, 0).flatten(0, 1) for wave in theta)
+    return theta, (torch.cat(_orthonormal(_quadrature(wave, x, y)[2])) for wave in theta)
 
 
-def _orthonormal(pair: Tensor) -> Tensor:
-    """A basis [..., 2, P] of what a pair spans."""
-    lower, _ = torch.linalg.cholesky_ex(_gram(pair))
-    return torch.linalg.solve_triangular(lower, torch.eye(2).to(pair), upper=False) @ pair
+def _orthonormal(pair: Tensor) -> tuple[Tensor, Tensor]:
+    """Two vectors [..., P] that span what a pair [..., 2, P] spans, by Gram and Schmidt."""
+    cos, sin = pair.unbind(-2)
+    first = cos / _norm(cos)
+    rest = sin - (first * sin).sum(-1, keepdim=True) * first
+    return first, rest / _norm(rest)
+
+
+def _norm(vector: Tensor) -> Tensor:
+    """The norm [..., 1] of a vector [..., P], a little larger where it vanishes."""
+    return (vector.square().sum(-1, keepdim=True) + _ridge(vector.dtype)).sqrt()

@@ -88,8 +88,8 @@ def _in_words(likeness: Likeness) -> str:
     )
 
 
-def _draw_fits(axes: Axes, image: NDArray[np.float32], likeness: Likeness) -> None:
-    axes.imshow(image, interpolation="nearest", cmap="gray", vmin=0, vmax=1)
+def _draw_fits(axes: Axes, image: NDArray[np.uint8], likeness: Likeness) -> None:
+    axes.imshow(image, interpolation="nearest", cmap="gray", vmin=0, vmax=255)
     axes.set_axis_off()
     axes.set_title("kernel, best Gabor function, what is left; below, its R2 (bold: strictly Gabor-like)", fontsize=9)
     count = len(likeness.kernels)
@@ -120,11 +120,11 @@ def _draw_shapes(panels: list[Axes], likeness: Likeness) -> None:
     polar.set_thetagrids(range(0, 181, 45))
     polar.set_rlim(0, 0.5)
     polar.set_rticks([0.25, 0.5])
-    polar.set_title("direction of the wave, frequency in cycles a pixel", fontsize=9, y=1.0)
+    polar.set_title("direction and frequency (cycles a pixel)", fontsize=9, y=1.0)
     _draw_cells(plane)
     plane.set(xlim=(0, LARGEST_N[0]), ylim=(0, LARGEST_N[1]), xticks=(0, 0.5, 1, 1.5), yticks=(0, 1, 2, 3))
     plane.set(xlabel="n_x: along the wave", ylabel="n_y: across it")
-    plane.set_title("standard deviations of the envelope, in wavelengths", fontsize=9, y=1.0)
+    plane.set_title("standard deviations (wavelengths)", fontsize=9, y=1.0)
     plane.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
     histogram.axvline(likeness.null, color="black", linestyle="--", linewidth=1)
     histogram.annotate(
@@ -133,7 +133,7 @@ def _draw_shapes(panels: list[Axes], likeness: Likeness) -> None:
     histogram.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     histogram.margins(y=0.12)
     histogram.set_ylabel("kernels")
-    histogram.set_title("scores and the null model's", fontsize=9, y=1.0)
+    histogram.set_title("scores and their null", fontsize=9, y=1.0)
 
 
 def _draw_cells(plane: Axes) -> None:

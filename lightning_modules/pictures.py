@@ -18,6 +18,7 @@ CELL = 64  # pixels that a kernel's longer side takes at least
 ANIMATED_CELL = 32  # the same in an animation
 GAP = 4  # white pixels between kernels
 KERNELS_A_ROW = 8  # kernels a row
+WHITE = 255
 LARGEST = 12  # rows and columns shown of a layer with many channels
 
 Scale = Literal["kernel", "layer"]
@@ -33,7 +34,7 @@ def kernel_grid(weight: Tensor, scale: Scale = "kernel", cell: int = CELL) -> Te
         cell: pixels that a kernel's longer side takes at least.
 
     Returns:
-        [3, height, width] in 0 to 1 for kernels in colour, [1, height, width] for others.
+        uint8 [3, height, width] for kernels in colour, [1, height, width] for others.
     """
     return _grid(_in_grey(weight, scale), cell)
 
@@ -42,47 +43,47 @@ def fit_grid(likeness: Likeness) -> Tensor:
     """Each kernel, the Gabor function closest to it, and what is left, on one scale; those of largest r2 come first.
 
     Returns:
-        [1, height, width] in 0 to 1.
+        uint8 [1, height, width].
     """
     best_first = likeness.fit.r2.argsort(descending=True)
     kernels = likeness.kernels[best_first]
     fits = likeness.fit.gabor.kernels(likeness.fit.window)[best_first]
     cells = _enlarged(_in_grey(torch.stack([kernels, fits, kernels - fits], dim=1).float(), "kernel"), CELL)
-    gap = cells.new_ones(*cells.shape[:3], GAP // 4)
+    gap = cells.new_full((*cells.shape[:3], GAP // 4), WHITE)
     kernel, fit, rest = cells.unbind(1)  # [O, height, width]
     triples = torch.cat([kernel, gap[:, 0], fit, gap[:, 0], rest], dim=2)
-    return make_grid(triples[:, None], nrow=KERNELS_A_ROW // 2, padding=GAP, pad_value=1)[:1]
+    return make_grid(triples[:, None], nrow=KERNELS_A_ROW // 2, padding=GAP, pad_value=WHITE)[:1]
 
 
 def frame(weight: Tensor) -> Tensor:
     """What `save_growth` needs of a weight [O, C, kh, kw]: its kernels in grey levels, uint8."""
     largest = (LARGEST, LARGEST) if weight.shape[1] not in (1, 3) else (LARGEST**2, None)
-    return (255 * _in_grey(weight[: largest[0], : largest[1]], "kernel")).round().byte()
+    return _in_grey(weight[: largest[0], : largest[1]], "kernel")
 
 
 def save_growth(frames: Sequence[Tensor], path: Path, milliseconds: int = 400) -> None:
     """Write a GIF of kernels growing, one `frame` after another; the last stays longest."""
-    images = [to_pil_image(_grid(frame.float() / 255, ANIMATED_CELL)) for frame in frames]
+    images = [to_pil_image(_grid(frame, ANIMATED_CELL)) for frame in frames]
     if images[0].mode == "RGB":
         images = [image.quantize(dither=Dither.NONE) for image in images]  # each to the nearest of a palette
     pauses = [milliseconds] * (len(images) - 1) + [5 * milliseconds]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=pauses, loop=0)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=pauses, loop=0, optimize=False)
 
 
 def png(image: Tensor) -> bytes:
-    """An image [1 or 3, height, width], in 0 to 1 or uint8, as PNG."""
+    """An image, uint8 [1 or 3, height, width], as PNG."""
     buffer = io.BytesIO()
     to_pil_image(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def _in_grey(weight: Tensor, scale: Scale) -> Tensor:
-    """Weights [N, ...] to brightness in 0 to 1, 0 in the middle."""
+    """Weights [N, ...] to levels of grey, uint8, with zero in the middle."""
     largest = weight.abs().flatten(1).amax(1)
     if scale == "layer":
         largest = largest.max().expand_as(largest)
     largest = largest.clamp(min=torch.finfo(weight.dtype).tiny)
-    return 0.5 + weight / (2 * largest.view(-1, *[1] * (weight.ndim - 1)))
+    return (WHITE * (0.5 + weight / (2 * largest.view(-1, *[1] * (weight.ndim - 1))))).round().byte()
 
 
 def _enlarged(cells: Tensor, side: int) -> Tensor:
@@ -97,4 +98,4 @@ def _grid(cells: Tensor, side: int) -> Tensor:
         cells = cells[:LARGEST, :LARGEST]
         columns = cells.shape[1]
         cells = cells.flatten(0, 1)[:, None]
-    return make_grid(_enlarged(cells, side), nrow=columns, padding=GAP, pad_value=1)[: cells.shape[1]]
+    return make_grid(_enlarged(cells, side), nrow=columns, padding=GAP, pad_value=WHITE)[: cells.shape[1]]
