@@ -78,8 +78,8 @@ class KernelRecorder(pl.Callback):
     def _reset(self) -> None:
         self._last = -1  # steps before the last record
         self._frames: dict[str, list[Tensor]] = {}  # of each layer
-        self._framed = -1  # steps before the last frame
-        self._seen = 0  # moments that might have had a frame; every `_stride`-th one has
+        self._framed = -1  # steps before the last moment that might have had a frame
+        self._seen = 0  # such moments; every `_stride`-th one has a frame
         self._stride = 1
         self._first_r2: dict[str, float] = {}  # the mean of each layer's first record
         self._found: dict[str, Likeness] = {}  # of each layer that is measured, in the last record
@@ -203,11 +203,10 @@ class KernelRecorder(pl.Callback):
     @rank_zero_only
     def _add_frames(self, steps: int, pl_module: pl.LightningModule, certainly: bool = False) -> None:
         """Add to the animations, once a step; when they are long, every other time only, and so on."""
-        if steps == self._framed:
-            return
-        self._framed = steps
-        self._seen += 1
-        if (self._seen - 1) % self._stride and not certainly:
+        again, self._framed = steps == self._framed, steps
+        self._seen += not again
+        due = (self._seen - 1) % self._stride == 0
+        if (again and due) or not (due or certainly):
             return
         for name, layer in self._recorded(pl_module).items():
             self._frames.setdefault(name, []).append(frame(layer.weight.detach().float().cpu()))

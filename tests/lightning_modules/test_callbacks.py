@@ -266,3 +266,17 @@ def test_a_long_animation_is_thinned_evenly():
     values = [round((int(each[0, 0, 0, 0]) / 255 - 0.5) * 2000) for each in recorder._frames["0"]]
     gaps = {later - earlier for earlier, later in itertools.pairwise(values)}
     assert 32 <= len(values) <= 64 and max(gaps) - min(gaps) <= 16 and values[0] < 8 and values[-1] > 950
+
+
+def test_the_last_moment_has_a_frame_once():
+    recorder, module = KernelRecorder(), Small()
+    for moment in range(66):  # 33 frames are left, and moment 65 has none
+        recorder._add_frames(moment, module)
+    counts = [len(recorder._frames["0"])]
+    for _ in range(2):
+        recorder._add_frames(66, module)
+        recorder._add_frames(66, module, certainly=True)
+        counts.append(len(recorder._frames["0"]))
+    recorder._add_frames(67, module)
+    recorder._add_frames(67, module, certainly=True)
+    assert [*counts, len(recorder._frames["0"])] == [33, 34, 34, 35]
