@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_modules.gabor_score import COLUMNS, Likeness, scores
-from lightning_modules.pictures import GAP, KERNELS_A_ROW, fit_grid
+from lightning_modules.pictures import GAP, KERNELS_A_ROW, fit_grid, shown
 
 KINDS = {  # with colours to be told apart by the colour-blind, too (Okabe and Ito)
     "strictly Gabor-like": ("#0072b2", "o"),
@@ -91,13 +91,15 @@ def _in_words(likeness: Likeness) -> str:
 def _draw_fits(axes: Axes, image: NDArray[np.uint8], likeness: Likeness) -> None:
     axes.imshow(image, interpolation="nearest", cmap="gray", vmin=0, vmax=255)
     axes.set_axis_off()
-    axes.set_title("kernel, best Gabor function, what is left; below, its R2 (bold: strictly Gabor-like)", fontsize=9)
-    count = len(likeness.kernels)
+    kernels = shown(likeness).tolist()
+    count = len(kernels)
+    title = "kernel, best Gabor function, what is left; below, its R2 (bold: strictly Gabor-like)"
+    axes.set_title(title if count == len(likeness.kernels) else f"{count} of the kernels: {title}", fontsize=9)
     columns = min(KERNELS_A_ROW // 2, count)
     border = GAP if count > 1 else 0  # a single cell has no border
     width, height = (image.shape[1] - border) / columns, (image.shape[0] - border) / -(-count // columns)
     strict = likeness.strict
-    for place, kernel in enumerate(likeness.fit.r2.argsort(descending=True).tolist()):
+    for place, kernel in enumerate(kernels):
         row, column = divmod(place, columns)
         axes.text(
             column * width + border + 2, (row + 1) * height - 3, f"{likeness.fit.r2[kernel]:.2f}", fontsize=6,

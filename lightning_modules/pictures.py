@@ -20,6 +20,7 @@ GAP = 4  # white pixels between kernels
 KERNELS_A_ROW = 8  # kernels a row
 WHITE = 255
 LARGEST = 12  # rows and columns shown of a layer with many channels
+MOST = LARGEST**2  # kernels shown of others
 
 Scale = Literal["kernel", "layer"]
 
@@ -28,8 +29,8 @@ def kernel_grid(weight: Tensor, scale: Scale = "kernel", cell: int = CELL) -> Te
     """Kernels side by side: zero is grey, and the largest weight black or white.
 
     Args:
-        weight: [O, C, kh, kw]. Kernels of one channel are drawn in grey and those of three in colour. Of others each
-            row is a kernel and each column a channel, up to 12 of them.
+        weight: [O, C, kh, kw]. Kernels of one channel are drawn in grey and those of three in colour, the first 144 of
+            them. Of others each row is a kernel and each column a channel, up to 12 of them.
         scale: whether each kernel has a largest weight of its own, or the "layer" one for all.
         cell: pixels that a kernel's longer side takes at least.
 
@@ -40,14 +41,14 @@ def kernel_grid(weight: Tensor, scale: Scale = "kernel", cell: int = CELL) -> Te
 
 
 def fit_grid(likeness: Likeness) -> Tensor:
-    """Each kernel, the Gabor function closest to it, and what is left, on one scale; those of largest r2 come first.
+    """The kernels of `shown`, each with the Gabor function closest to it and what is left, on one scale.
 
     Returns:
         uint8 [1, height, width].
     """
-    best_first = likeness.fit.r2.argsort(descending=True)
-    kernels = likeness.kernels[best_first]
-    fits = likeness.fit.gabor.kernels(likeness.fit.window)[best_first]
+    chosen = shown(likeness)
+    kernels = likeness.kernels[chosen]
+    fits = likeness.fit.gabor.kernels(likeness.fit.window)[chosen]
     cells = _enlarged(_in_grey(torch.stack([kernels, fits, kernels - fits], dim=1).float(), "kernel"), CELL)
     gap = cells.new_full((*cells.shape[:3], GAP // 4), WHITE)
     kernel, fit, rest = cells.unbind(1)  # [O, height, width]
@@ -55,9 +56,16 @@ def fit_grid(likeness: Likeness) -> Tensor:
     return make_grid(triples[:, None], nrow=KERNELS_A_ROW // 2, padding=GAP, pad_value=WHITE)[:1]
 
 
+def shown(likeness: Likeness) -> Tensor:
+    """The numbers of the kernels in `fit_grid`: those of largest r2 come first, and of many it shows 144 of all r2."""
+    best_first = likeness.fit.r2.argsort(descending=True)
+    count = len(best_first)
+    return best_first[torch.linspace(0, count - 1, min(count, MOST)).round().long()]
+
+
 def frame(weight: Tensor) -> Tensor:
     """What `save_growth` needs of a weight [O, C, kh, kw]: its kernels in grey levels, uint8."""
-    largest = (LARGEST, LARGEST) if weight.shape[1] not in (1, 3) else (LARGEST**2, None)
+    largest = (LARGEST, LARGEST) if weight.shape[1] not in (1, 3) else (MOST, None)
     return _in_grey(weight[: largest[0], : largest[1]], "kernel")
 
 
@@ -94,7 +102,9 @@ def _enlarged(cells: Tensor, side: int) -> Tensor:
 def _grid(cells: Tensor, side: int) -> Tensor:
     """Cells [O, C, kh, kw] side by side; see `kernel_grid`."""
     columns = KERNELS_A_ROW
-    if cells.shape[1] not in (1, 3):
+    if cells.shape[1] in (1, 3):
+        cells = cells[:MOST]
+    else:
         cells = cells[:LARGEST, :LARGEST]
         columns = cells.shape[1]
         cells = cells.flatten(0, 1)[:, None]

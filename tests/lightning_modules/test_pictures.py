@@ -3,7 +3,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from lightning_modules.gabor_score import likeness
-from lightning_modules.pictures import ANIMATED_CELL, CELL, GAP, fit_grid, frame, kernel_grid, save_growth
+from lightning_modules.pictures import ANIMATED_CELL, CELL, GAP, fit_grid, frame, kernel_grid, save_growth, shown
 
 
 def test_zero_is_grey_and_the_largest_weight_white_or_black():
@@ -52,6 +52,16 @@ def test_the_best_come_first():
     image = fit_grid(likeness(torch.stack([noise, gabor])[:, None]))
     alone = fit_grid(likeness(gabor[None, None]))
     torch.testing.assert_close(image[:, GAP:-GAP, GAP : GAP + alone.shape[2]], alone)
+
+
+def test_of_thousands_of_kernels_some_are_shown_the_best_and_the_worst_among_them():
+    weight = torch.randn(1000, 1, 7, 7, generator=torch.Generator().manual_seed(3))
+    found = likeness(weight, scrambled=False)
+    r2 = found.fit.r2[shown(found)]
+    assert len(r2) == 144 and torch.equal(r2, r2.sort(descending=True).values)
+    assert r2[0] == found.fit.r2.max() and r2[-1] == found.fit.r2.min()
+    assert fit_grid(found).shape[1] == 36 * (7 * -(-CELL // 7) + GAP) + GAP
+    assert kernel_grid(weight).shape[1] == 18 * (7 * -(-CELL // 7) + GAP) + GAP
 
 
 def test_a_layer_on_one_scale():
