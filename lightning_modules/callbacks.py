@@ -43,7 +43,7 @@ class KernelRecorder(pl.Callback):
     side by side. The null model is white and 1/f noise; `convnets gabor` adds phase-scrambled kernels.
 
     Under DDP the first process writes. What goes wrong while recording is warned of once and does not stop the
-    training.
+    training. One that is interrupted leaves what TensorBoard has until then.
 
     Args:
         every_n_epochs: epochs from one record to the next; None for none at the end of epochs.
@@ -73,6 +73,7 @@ class KernelRecorder(pl.Callback):
         self.logarithmic = logarithmic
         self.layers = layers
         self.scale = scale
+        self._milestone = 1
         self._reset()
 
     def _reset(self) -> None:
@@ -96,29 +97,35 @@ class KernelRecorder(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "last": self._last, "seen": self._seen, "stride": self._stride, "first_r2": dict(self._first_r2),
-            "frames": {name: list(frames) for name, frames in self._frames.items()},
+            "last": self._last, "framed": self._framed, "seen": self._seen, "stride": self._stride,
+            "first_r2": dict(self._first_r2), "frames": {name: list(frames) for name, frames in self._frames.items()},
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._reset()
+        self._framed = state.get("framed", -1)  # older checkpoints have none
         self._last, self._seen, self._stride = state["last"], state["seen"], state["stride"]
         self._first_r2, self._frames = state["first_r2"], state["frames"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step == 0:
+        steps = trainer.global_step
+        self._milestone = milestone(steps)
+        if steps == 0:
             self._reset()
-            self._introduce(trainer, pl_module)
+        self._introduce(trainer, pl_module)
+        if steps == 0:
             self._record(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        steps = trainer.global_step
-        leading = str(steps).rstrip("0")
-        if self.logarithmic and steps > 1 and leading == "1":
-            self._record(trainer, pl_module)
-        elif self.logarithmic and leading in ("2", "5"):
-            self._add_frames(steps, pl_module)
+        reached = milestone(trainer.global_step)
+        if self.logarithmic and reached > self._milestone:
+            if str(reached).startswith("1"):
+                self._record(trainer, pl_module)
+            else:
+                self._add_frames(trainer.global_step, pl_module)
+            self._milestone = reached
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
@@ -143,25 +150,26 @@ class KernelRecorder(pl.Callback):
                 if measured:
                     logger.experiment.add_custom_scalars({"Gabor-likeness": charts})
                 for name, reason in reasons.items():
-                    if reason is not None:
+                    if reason is not None and trainer.global_step == 0:
                         logger.experiment.add_text(f"gabor/{name}", f"Not measured: it has {reason}.", 0)
 
     @rank_zero_only
     @torch.no_grad()
     def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, with_shapes: bool = False) -> None:
         """Show the layers as they are; once a step, though `shapes` may follow."""
-        boards = [logger.experiment for logger in tensorboards(trainer)]
-        if boards and trainer.global_step != self._last:
-            self._last = trainer.global_step
-            self._found, self._drawn = {}, {}
-            self._add_frames(self._last, pl_module)
-            for name, layer in self._recorded(pl_module).items():
-                with self._tolerance():
-                    self._show(boards, name, layer.weight.detach().float().cpu())
-        for name, found in self._found.items():
-            if with_shapes and "shapes" not in self._drawn[name]:
-                with self._tolerance(), without_collection():
-                    self._show_picture(boards, name, "shapes", pixels(shapes(found, name)))
+        with self._tolerance():
+            boards = [logger.experiment for logger in tensorboards(trainer)]
+            if boards and trainer.global_step != self._last:
+                self._last = trainer.global_step
+                self._found, self._drawn = {}, {}
+                self._add_frames(self._last, pl_module)
+                for name, layer in self._recorded(pl_module).items():
+                    with self._tolerance():
+                        self._show(boards, name, layer.weight.detach().float().cpu())
+            for name, found in self._found.items():
+                if with_shapes and "shapes" not in self._drawn[name]:
+                    with self._tolerance(), without_collection():
+                        self._show_picture(boards, name, "shapes", pixels(shapes(found, name)))
 
     def _show(self, boards: list[SummaryWriter], name: str, weight: Tensor) -> None:
         """Show what there is of a layer with weight [O, C, kh, kw] in every record."""
@@ -186,9 +194,10 @@ class KernelRecorder(pl.Callback):
         """Show a picture of a layer as it is: SummaryWriter.add_image would make colours of its greys."""
         encoded = self._drawn.setdefault(name, {})[title] = png(image)
         tag = f"kernels/{name}" if title == "kernels" else f"gabor/{name}/{title}"
-        shown = Summary.Value(tag=tag, image=Summary.Image(encoded_image_string=encoded))
+        channels, height, width = image.shape
+        picture = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=encoded)
         for board in boards:
-            board._get_file_writer().add_summary(Summary(value=[shown]), self._step)
+            board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=picture)]), self._step)
 
     @rank_zero_only
     def _write_files(self, trainer: pl.Trainer) -> None:
@@ -208,8 +217,9 @@ class KernelRecorder(pl.Callback):
         due = (self._seen - 1) % self._stride == 0
         if (again and due) or not (due or certainly):
             return
-        for name, layer in self._recorded(pl_module).items():
-            self._frames.setdefault(name, []).append(frame(layer.weight.detach().float().cpu()))
+        with self._tolerance():
+            for name, layer in self._recorded(pl_module).items():
+                self._frames.setdefault(name, []).append(frame(layer.weight.detach().float().cpu()))
         if max(map(len, self._frames.values()), default=0) > MOST_FRAMES:
             self._stride *= 2
             self._frames = {name: frames[::2] for name, frames in self._frames.items()}
@@ -244,6 +254,12 @@ def without_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def milestone(steps: int) -> int:
+    """The largest of 1, 2, 5, 10, 20, 50 and so on that so many steps have reached; 1 for none."""
+    power = 10 ** (len(str(steps)) - 1)
+    return max(factor for factor in (1, 2, 5) if factor * power <= max(steps, 1)) * power
 
 
 def tensorboards(trainer: pl.Trainer) -> list[TensorBoardLogger]:

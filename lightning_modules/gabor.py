@@ -21,7 +21,7 @@ DEAD_NORM = 1e-3  # relative to the largest norm among the kernels
 CONSTANT_VARIANCE = 1e-4  # energy about the mean, relative to the energy
 
 STARTS = 12
-STEPS = ((3, torch.float32, 4), (3, torch.float32, 2), (8, torch.float64, 1))  # refinement, how many starts go on
+STEPS = ((3, torch.float32, 4), (3, torch.float32, 2), (12, torch.float64, 1))  # refinement, how many starts go on
 CHUNK = 64  # kernels searched at once, to bound the memory
 LARGE = 400  # pixels of a window from which on the grid of starts is not kept
 
@@ -134,8 +134,9 @@ def fit_gabor(kernels: Tensor) -> GaborFit:
     Amplitude and phase are solved linearly (variable projection; Golub and Pereyra, 1973). The other six parameters
     start at the best points of a grid, one for each of the `STARTS` best waves, and are refined by Levenberg-Marquardt
     with an analytic Jacobian, at first in float32, the less promising starts for a few `STEPS` only. Both sigmas stay
-    above 0.8 pixels and f in 0..pi. The grid is kept for two windows, 21 MB for 11x11, but computed again for windows
-    of more than 400 pixels.
+    above 0.8 pixels and f in 0..pi. Noise has many optima that are nearly as good, so that how it is turned may decide
+    which is found: r2 of a kernel differs by 0.01. The grid is kept for two windows, 21 MB for 11x11, but computed
+    again for windows of more than 400 pixels.
 
     r2 = 1 - residual energy / energy about the mean. The kernel is fitted as it is, mean included: only the denominator
     leaves the mean out, so that a constant earns nothing. r2 is 0 for kernels that are nearly constant, or dead: of a
@@ -240,14 +241,11 @@ def _quadrature(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Te
     return x, y, torch.stack([envelope * torch.cos(f * x), envelope * torch.sin(f * x)], -2)
 
 
-def _ridge(dtype: torch.dtype) -> float:
-    """What is added to squared norms: the sine of a pair vanishes as f does."""
-    return torch.finfo(dtype).eps ** 0.75
-
-
 def _gram(pair: Tensor) -> Tensor:
-    """The products [..., 2, 2] of a pair [..., 2, P] with itself."""
-    return pair @ pair.mT + _ridge(pair.dtype) * torch.eye(2).to(pair)
+    """The products [..., 2, 2] of a pair [..., 2, P] with itself, with a ridge: a sine may vanish, or be a cosine's."""
+    gram = pair @ pair.mT
+    limits = torch.finfo(pair.dtype)
+    return gram + torch.diag_embed(limits.eps**0.75 * gram.diagonal(dim1=-2, dim2=-1) + limits.tiny)
 
 
 def _normal_equations(theta: Tensor, kernels: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -356,13 +354,14 @@ def _made_grid(window: tuple[int, int], device: torch.device) -> tuple[Tensor, I
 
 
 def _orthonormal(pair: Tensor) -> tuple[Tensor, Tensor]:
-    """Two vectors [..., P] that span what a pair [..., 2, P] spans, by Gram and Schmidt."""
+    """Two vectors [..., P] that span what a pair [..., 2, P] spans, by Gram and Schmidt; with the ridge of `_gram`."""
     cos, sin = pair.unbind(-2)
-    first = cos / _norm(cos)
+    limits = torch.finfo(pair.dtype)
+    first = cos / (_square(cos) + limits.tiny).sqrt()
     rest = sin - (first * sin).sum(-1, keepdim=True) * first
-    return first, rest / _norm(rest)
+    return first, rest / (_square(rest) + limits.eps**0.75 * _square(sin) + limits.tiny).sqrt()
 
 
-def _norm(vector: Tensor) -> Tensor:
-    """The norm [..., 1] of a vector [..., P], a little larger where it vanishes."""
-    return (vector.square().sum(-1, keepdim=True) + _ridge(vector.dtype)).sqrt()
+def _square(vector: Tensor) -> Tensor:
+    """The squared norm [..., 1] of a vector [..., P]."""
+    return vector.square().sum(-1, keepdim=True)

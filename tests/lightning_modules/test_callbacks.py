@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_modules import callbacks
 from lightning_modules.architectures import LeNet
-from lightning_modules.callbacks import KernelRecorder
+from lightning_modules.callbacks import KernelRecorder, milestone
 from lightning_modules.loggers import TolerantTensorBoardLogger
 from lightning_modules.reproducibility import LastCheckpoint
 
@@ -85,6 +85,9 @@ def test_records_before_the_first_step_and_every_nth_epoch(tmp_path):
         Image.open(io.BytesIO(image.encoded_image_string)).tobytes() for image in events.Images("kernels/0")
     )
     assert first != last
+    for tag in ("kernels/0", "gabor/0/fits", "gabor/0/shapes"):
+        image = events.Images(tag)[-1]
+        assert (image.width, image.height) == Image.open(io.BytesIO(image.encoded_image_string)).size
     assert all(0 <= scalar.value <= 1 for scalar in events.Scalars("gabor/0/mean_r2"))
 
 
@@ -129,6 +132,20 @@ def test_a_resumed_run_records_nothing_twice(tmp_path):
         assert growth.n_frames == 6  # after 0, 2, 4, 5, 6 and 8 steps
 
 
+def test_a_run_resumed_elsewhere_has_the_page_of_custom_scalars_too(tmp_path):
+    fit(KernelRecorder(), LastCheckpoint(), logger=TensorBoardLogger(tmp_path, name="", version="one"))
+    trainer = pl.Trainer(
+        accelerator="cpu", callbacks=[KernelRecorder()], logger=TensorBoardLogger(tmp_path, name="", version="other"),
+        max_epochs=3, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    batches = DataLoader(TensorDataset(torch.randn(4, 3, 8, 8)), batch_size=2)
+    trainer.fit(Small(), batches, ckpt_path=tmp_path / "one" / "checkpoints" / "last.ckpt", weights_only=True)
+    events = EventAccumulator(str(tmp_path / "other"))
+    events.Reload()
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+    assert [scalar.step for scalar in events.Scalars("gabor/0/mean_r2")] == [5]
+
+
 def test_recording_works_on_a_compiled_network(tmp_path):
     class Compiled(Small):
         def on_train_start(self) -> None:
@@ -166,6 +183,29 @@ def test_trouble_is_warned_of_once(tmp_path, monkeypatch):
     with pytest.warns(UserWarning) as caught:
         train(tmp_path, KernelRecorder())
     assert sum("no paint left" in str(warning.message) for warning in caught) == 1
+
+
+def test_a_logger_that_fails_does_not_stop_the_training(tmp_path):
+    class Full(TensorBoardLogger):
+        full = False
+
+        @property
+        def experiment(self):
+            if self.full:
+                raise OSError("the disk is full")
+            return super().experiment
+
+        def save(self) -> None: ...
+
+        def finalize(self, status: str) -> None: ...
+
+    class Fill(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
+            trainer.logger.full = True
+
+    with pytest.warns(UserWarning) as caught:
+        fit(Fill(), KernelRecorder(every_n_epochs=1), logger=Full(tmp_path))
+    assert sum("the disk is full" in str(warning.message) for warning in caught) == 1
 
 
 def test_where_no_picture_can_be_written_training_goes_on(tmp_path):
@@ -266,6 +306,13 @@ def test_a_long_animation_is_thinned_evenly():
     values = [round((int(each[0, 0, 0, 0]) / 255 - 0.5) * 2000) for each in recorder._frames["0"]]
     gaps = {later - earlier for earlier, later in itertools.pairwise(values)}
     assert 32 <= len(values) <= 64 and max(gaps) - min(gaps) <= 16 and values[0] < 8 and values[-1] > 950
+
+
+def test_milestones_are_met_in_strides_too():
+    """As with several optimizers, which each count a step."""
+    assert [milestone(steps) for steps in (0, 1, 2, 4, 5, 9, 10, 19, 20, 49, 50, 99, 1000, 2000, 70_000)] == [
+        1, 1, 2, 2, 5, 5, 10, 10, 20, 20, 50, 50, 1000, 2000, 50_000,
+    ]  # fmt: skip
 
 
 def test_the_last_moment_has_a_frame_once():
