@@ -327,3 +327,14 @@ def test_the_last_moment_has_a_frame_once():
     recorder._add_frames(67, module)
     recorder._add_frames(67, module, certainly=True)
     assert [*counts, len(recorder._frames["0"])] == [33, 34, 34, 35]
+
+
+def test_a_resumed_recorder_does_not_repeat_a_frame():
+    recorder, other, module = KernelRecorder(), KernelRecorder(), Small()
+    for moment in (0, 2, 5):
+        recorder._add_frames(moment, module)
+    other._add_frames(10, module)  # of a training before
+    other.load_state_dict(recorder.state_dict())
+    other._add_frames(5, module)
+    other._add_frames(10, module)
+    assert len(other._frames["0"]) == 4

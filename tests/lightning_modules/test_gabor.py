@@ -244,6 +244,14 @@ def test_descent_matches_autograd_through_the_projection():
     assert_close(descent, -gradient)
 
 
+@pytest.mark.parametrize("f", [0.01, 0.1, 3.0])
+def test_waves_whose_sine_is_almost_their_cosine(f):
+    """At any phase, of which some are hardly to be told apart in float32."""
+    x = torch.arange(25, dtype=torch.float64)
+    waves = torch.stack([torch.cos(f * x + phase).expand(25, 25) for phase in (0.4, 0.8, 1.2, 1.5)])
+    assert fit_gabor(waves).r2.min() > 0.99
+
+
 @pytest.mark.parametrize("name", IMPOSTORS)
 def test_impostors_are_not_gabor_like(name):
     fit = fit_gabor(torch.stack([IMPOSTORS[name], WAVELET]))
