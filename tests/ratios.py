@@ -116,22 +116,16 @@ def epoch_seconds(network: nn.Module, recipe: Path) -> float:
     return statistics.median(times.seconds[1:])
 
 
-def paired(measure: Callable[[Any], float], ours: Any, theirs: Any, pairs: int) -> tuple[float, float, float]:
-    """Median seconds of two ways, and the median of their ratios over pairs of runs.
-
-    The runs are side by side and in turning order, so that what else the machine does cancels.
-    """
-    found = []
-    for turn in range(pairs):
-        seconds = {way: measure(way) for way in (ours, theirs)[:: 1 if turn % 2 else -1]}
-        found.append((seconds[ours], seconds[theirs]))
-    mine, its = (statistics.median(times) for times in zip(*found, strict=True))
-    return mine, its, statistics.median(one / other for one, other in found)
-
-
 def epoch_ratio(recipe: Path) -> float:
+    """The median over pairs of runs, side by side and in turning order, so that what else the machine does cancels."""
     network = network_of_recipe(recipe)
-    ours, theirs, ratio = paired(lambda make: epoch_seconds(make(network), recipe), copy.deepcopy, plain, PAIRS)
+    pairs = []
+    for turn in range(PAIRS):
+        makers = (copy.deepcopy, plain)[:: 1 if turn % 2 else -1]
+        seconds = {make: epoch_seconds(make(network), recipe) for make in makers}
+        pairs.append((seconds[copy.deepcopy], seconds[plain]))
+    ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
+    ratio = statistics.median(mine / its for mine, its in pairs)
     print(
         f"{recipe.stem}: an epoch on the torch backend {ours:.4f} s, in plain torch.nn {theirs:.4f} s: "
         f"median ratio {ratio:.3f}"
