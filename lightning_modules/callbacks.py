@@ -284,9 +284,10 @@ def window_of(layer: nn.Conv2d) -> tuple[int, int]:
 
 def check_layers(names: list[str], module: pl.LightningModule) -> None:
     """Raises ValueError for the first of the layers that does not exist or has no window."""
-    layers, known = named_layers(module), ", ".join(convolutions(module)) or "none: no layer has a window"
+    layers, known = named_layers(module), convolutions(module)
+    accepted = ", ".join(known) or "none: no layer has a window"
     for name in names:
         if name not in layers:
-            raise ValueError(f"layers must be among {known}, got {name}")
-        if name not in convolutions(module):
-            raise ValueError(f"layers must be among {known}: {name}, a {type(layers[name]).__name__}, has no window")
+            raise ValueError(f"layers must be among {accepted}, got {name}")
+        if name not in known:
+            raise ValueError(f"layers must be among {accepted}: {name}, a {type(layers[name]).__name__}, has no window")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_modules.gabor_score import COLUMNS, Likeness, scores
-from lightning_modules.pictures import GAP, KERNELS_A_ROW, fit_grid, shown
+from lightning_modules.pictures import GAP, KERNELS_A_ROW, fit_grid, rgb, shown
 
 KINDS = {  # with colours to be told apart by the colour-blind, too (Okabe and Ito)
     "strictly Gabor-like": ("#0072b2", "o"),
@@ -47,7 +47,7 @@ def shapes(likeness: Likeness, name: str) -> Figure:
 
 def report(likeness: Likeness, name: str) -> Figure:
     """Each kernel with its best Gabor function, what is left, and its r2, above the panels of `shapes`."""
-    image = fit_grid(likeness)[0].numpy()
+    image = rgb(fit_grid(likeness)).numpy()
     height = 13 * image.shape[0] / image.shape[1]
     figure = Figure(figsize=(13, height + 5.4), layout="constrained")
     grid = figure.add_gridspec(2, 3, height_ratios=(height, 4.4))
@@ -89,7 +89,7 @@ def _in_words(likeness: Likeness) -> str:
 
 
 def _draw_fits(axes: Axes, image: NDArray[np.uint8], likeness: Likeness) -> None:
-    axes.imshow(image, interpolation="nearest", cmap="gray", vmin=0, vmax=255)
+    axes.imshow(image, interpolation="nearest")
     axes.set_axis_off()
     kernels = shown(likeness).tolist()
     count = len(kernels)

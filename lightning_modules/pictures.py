@@ -78,6 +78,11 @@ def save_growth(frames: Sequence[Tensor], path: Path, milliseconds: int = 400) -
     images[0].save(path, save_all=True, append_images=images[1:], duration=pauses, loop=0, optimize=False)
 
 
+def rgb(image: Tensor) -> Tensor:
+    """An image [1 or 3, height, width] as [height, width, 3], which matplotlib shows as it is."""
+    return image.expand(3, -1, -1).movedim(0, -1)
+
+
 def png(image: Tensor) -> bytes:
     """An image, uint8 [1 or 3, height, width], as PNG."""
     buffer = io.BytesIO()

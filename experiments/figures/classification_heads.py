@@ -12,7 +12,8 @@ import torch
 from experiments.gallery.example import Claim, Example
 from experiments.gallery.style import BLUE, GREEN, ORANGE, SIZE, canvas
 from experiments.gallery.volumes import draw_volumes, root
-from experiments.summary.trace import Row, layers_of
+from experiments.summary.table import totals
+from experiments.summary.trace import layers_of
 from kernels.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 from lightning_modules.architectures import ClassificationNet
 from lightning_modules.architectures.classification_heads import HEADS
@@ -31,6 +32,7 @@ def draw() -> Example:
     picture = photograph("coffee", color=True)[:, 100:356, 100:356]
     networks = {head: ClassificationNet(head=head, classes=CLASSES).eval() for head in HEADS}
     rows = {head: layers_of(network, (3, 256, 256)) for head, network in networks.items()}
+    parameters = {head: totals(found).parameters for head, found in rows.items()}
     scores = {head: [scores_of(network, picture, size) for size in SIZES] for head, network in networks.items()}
 
     figure, axes = canvas(6.8, rows=3)
@@ -41,7 +43,8 @@ def draw() -> Example:
             place, [row.output for row in rows[head]], [row.kind for row in rows[head]], root, colours, gap=0.75
         )
         place.set_title(
-            f"{head.replace('_', ' ')}: {parameters(rows[head]):,} parameters, takes {taken} of 3 sizes", fontsize=SIZE
+            f"{head.replace('_', ' ')}: {parameters[head]:,} parameters, takes {taken} of 3 sizes",
+            fontsize=SIZE,
         )
     return Example(
         figure,
@@ -58,10 +61,10 @@ def draw() -> Example:
             Claim("class_maps: other sizes taken", 2, scores["class_maps"][1:].count(CLASSES), "book"),
             Claim(
                 "fully_connected: parameters of the last layer", 16_384 * CLASSES + CLASSES,
-                rows["fully_connected"][-1].weights + rows["fully_connected"][-1].biases,
+                totals(rows["fully_connected"][-1:]).parameters,
             ),
         ],
-        {"parameters": {head: parameters(found) for head, found in rows.items()}, "scores of each size": scores},
+        {"parameters": parameters, "scores of each size": scores},
     )  # fmt: skip
 
 
@@ -73,7 +76,3 @@ def scores_of(network: ClassificationNet, picture: torch.Tensor, size: tuple[int
         return network(image).shape[1]
     except ValueError:
         return 0
-
-
-def parameters(rows: list[Row]) -> int:
-    return sum(row.weights + row.biases for row in rows)

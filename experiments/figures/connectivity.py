@@ -17,6 +17,7 @@ from experiments.gallery.example import Claim, Example
 from experiments.gallery.style import BLUE, GREY, ORANGE, canvas, chart
 from experiments.gallery.training import learned
 from experiments.gallery.wiring import draw_wiring, numbers, responses
+from experiments.summary.table import totals
 from experiments.summary.trace import Row, layers_of
 from kernels import conv, use_backend
 from kernels.functional import conv1d, linear, local_conv2d
@@ -48,8 +49,9 @@ def draw() -> Example:
     weights = {name: len(matrix[matrix != 0].unique()) for name, matrix in matrices.items()}
     connections = {name: int(matrix.count_nonzero()) for name, matrix in matrices.items()}
     layers = {name: convolutions(network) for name, network in networks.items()}
-    parameters = {name: sum(row.weights + row.biases for row in rows) for name, rows in layers.items()}
-    flops = {name: sum(row.flops for row in rows) for name, rows in layers.items()}
+    sums = {name: totals(rows) for name, rows in layers.items()}
+    parameters = {name: each.parameters for name, each in sums.items()}
+    flops = {name: each.flops for name, each in sums.items()}
     with use_backend("torch"):
         accuracies = {name: learned(network, SIZE) for name, network in networks.items()}
 

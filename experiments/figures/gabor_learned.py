@@ -15,7 +15,7 @@ from experiments.gallery.example import Claim, Example
 from experiments.gallery.style import BLUE, GREY, ORANGE, SIZE, chart, mosaic, picture
 from lightning_modules.gabor import fit_gabor, is_gabor
 from lightning_modules.gabor_score import Likeness, likeness, phase_scrambled, scores
-from lightning_modules.pictures import fit_grid
+from lightning_modules.pictures import fit_grid, rgb
 
 SOURCE = "Deep Learning, figure 9.19 and section 9.10"
 SHOWS = (fit_gabor, is_gabor, phase_scrambled)
@@ -30,7 +30,7 @@ def draw() -> Example:
     found = {"before": figures_of(before), "after": figures_of(after)}
 
     figure, axes = mosaic(7.0, "AB;AC", width_ratios=(1.7, 1))
-    picture(axes["A"], fit_grid(after).expand(3, -1, -1).movedim(0, 2), "kernel, closest Gabor function, what is left")
+    picture(axes["A"], rgb(fit_grid(after)), "kernel, closest Gabor function, what is left")
     bins = list(np.linspace(0, 1, 21))
     axes["B"].hist(before.fit.r2.numpy(), bins, color=GREY, label="before training")
     axes["B"].hist(after.fit.r2.numpy(), bins, color=BLUE, alpha=0.8, label="after")

@@ -16,6 +16,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+from experiments.gallery.exact import differing
 from experiments.gallery.example import Claim, Example
 from experiments.gallery.memory import PeakMemory
 from experiments.gallery.style import BLUE, GREY, ORANGE, canvas, chart, picture
@@ -46,8 +47,11 @@ def draw() -> Example:
         "video": torch.einsum("i,j,k->ijk", DIFFERENCE, AVERAGE, AVERAGE),
     }
     found = {name: convolved(grid, kernels[name]) for name, grid in grids.items()}
-    wrong = {name: differs(found[name], ndimage.correlate(grids[name].numpy(), kernels[name].numpy(), mode="constant"))
-        for name in grids}  # fmt: skip
+    by_scipy = {
+        name: torch.from_numpy(ndimage.correlate(grid.numpy(), kernels[name].numpy(), mode="constant"))
+        for name, grid in grids.items()
+    }
+    wrong = {name: differing(found[name], by_scipy[name]) for name in grids}
     lifted = [convolved(grids["sound"].view(*ones, -1), DIFFERENCE.view(*ones, -1)) for ones in ((1,), (1, 1))]
 
     image, network = large_image(), strided_network()
@@ -84,11 +88,11 @@ def draw() -> Example:
         [
             *(Claim(f"{name}: outputs that differ from SciPy's", 0, count) for name, count in wrong.items()),
             *(
-                Claim(f"sound on {grid.dim()} axes: outputs that differ", 0, differs(grid.flatten(), found["sound"]))
+                Claim(f"sound on {grid.dim()} axes: outputs that differ", 0, differing(grid.flatten(), found["sound"]))
                 for grid in lifted
             ),
             Claim(f"{SIDE}x{SIDE}: side of the output", ((SIDE - 4) // 4 + 1 - 3) // 2 + 1, parts.shape[1]),
-            Claim("outputs by parts that differ from those at once", 0, differs(parts, complete)),
+            Claim("outputs by parts that differ from those at once", 0, differing(parts, complete)),
             Claim("MiB at once, with the image as floats and the first volume", LEAST, megabytes[0], relation=">="),
             Claim("times the memory of the parts", 5, megabytes[0] / megabytes[1], "stated beforehand", ">="),
             Claim("MiB by parts beside the output", 32, megabytes[1] - output, "stated beforehand", "<="),
@@ -117,10 +121,6 @@ def video() -> Tensor:
 def convolved(grid: Tensor, kernel: Tensor) -> Tensor:
     """A grid of one to three axes under a window with zeros around it: as large as the grid."""
     return CONVOLUTIONS[grid.dim() - 1](grid[None, None], kernel[None, None], padding="same")[0, 0]
-
-
-def differs(some: Tensor, others: object) -> int:
-    return int((some != torch.as_tensor(others)).sum())
 
 
 def large_image() -> Tensor:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 from torch import nn
 
+from experiments.gallery.exact import differing
 from experiments.gallery.example import Claim, Example
 from experiments.gallery.style import BLUE, GREEN, ORANGE, SIZE, mosaic, picture
 from experiments.gallery.training import accuracy, train
@@ -48,7 +49,7 @@ def draw() -> Example:
         detected = convolved.relu()
         pooled = max_pool2d(detected, 2)
 
-    differ = int((complex_layer != pooled).sum())
+    differ = differing(complex_layer, pooled)
 
     figure, axes = mosaic(6.2, "IITTTTTT;abcdefgh;ijklmnop;qrstuvwx", height_ratios=(2.2, 1, 1, 1))
     picture(axes["I"], image[0, 0], "input")

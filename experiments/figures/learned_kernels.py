@@ -19,7 +19,7 @@ from kernels import conv, use_backend
 from kernels.functional import conv2d, conv_transpose2d
 from lightning_modules.architectures import SparseAutoencoder
 from lightning_modules.data import PatchesDataModule
-from lightning_modules.pictures import kernel_grid
+from lightning_modules.pictures import kernel_grid, rgb
 
 SOURCE = "Deep Learning, section 9.10; Le et al., ICA with reconstruction cost (2011)"
 SHOWS = (conv2d, conv_transpose2d, conv._forward_kernel)
@@ -46,7 +46,7 @@ def draw() -> Example:
 
     figure, axes = mosaic(5.6, "ABC;LLL", height_ratios=(1.5, 1))
     for place, (step, weight) in zip((axes[letter] for letter in "ABC"), kernels.items(), strict=True):
-        picture(place, kernel_grid(weight).expand(3, -1, -1).movedim(0, 2), f"after {step} steps" if step else "before")
+        picture(place, rgb(kernel_grid(weight)), f"after {step} steps" if step else "before")
     axes["L"].plot(losses, color=BLUE, linewidth=1)
     chart(axes["L"], "a sparse code from which patches can be rebuilt", "steps", "loss")
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from torch import nn
 from torch.nn import functional as F
 
+from experiments.gallery.exact import differing
 from experiments.gallery.example import Claim, Example
 from experiments.gallery.style import BLUE, GREY, ORANGE, SIZE, chart, mosaic
 from experiments.gallery.training import train
@@ -37,9 +38,9 @@ EDGE = 4  # pixels of background around a digit, to move into
 def draw() -> Example:
     detector = (LINE[1:5], LINE[0:4])  # before the input moves to the right by one pixel, and after
     pooled = [max_pool1d(stage[None, None], 3, stride=1, padding=1)[0, 0] for stage in detector]
-    changed = int((detector[0] != detector[1]).sum())
-    pooled_changed = int((pooled[0] != pooled[1]).sum())
-    wrong = int((torch.stack(pooled) != torch.tensor(POOLED)).sum())
+    changed = differing(*detector)
+    pooled_changed = differing(*pooled)
+    wrong = differing(torch.stack(pooled), torch.tensor(POOLED))
     curves = {name: answers_kept(pools) for name, pools in (("with pooling", True), ("with strides", False))}
 
     figure, axes = mosaic(6.2, "AB;CC", height_ratios=(1, 1.4))

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
 from experiments.gallery.example import Claim, Example
-from experiments.gallery.style import BLUE, GREEN, ORANGE, canvas, chart, connections
+from experiments.gallery.style import BLUE, GREEN, ORANGE, canvas, chart
+from experiments.gallery.wiring import connections
 from kernels import weight_gradient
 from kernels.functional import conv1d, local_conv2d
 from kernels.layers import Conv2d, Linear, LocalConv2d

@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from experiments.gallery.exact import differing
 from experiments.gallery.example import Claim, Example
 from experiments.gallery.style import BLUE, GREY, ORANGE, RED, SIZE, mosaic, picture
 from experiments.gallery.volumes import draw_volumes, root
@@ -47,12 +48,12 @@ def draw() -> Example:
         figure,
         [
             Claim("outputs of six detectors, width 3, stride 2", 3, len(pooled), "book"),
-            Claim("pooled values that are not the book's", 0, int((pooled != torch.tensor(POOLED)).sum()), "book"),
+            Claim("pooled values that are not the book's", 0, differing(pooled, torch.tensor(POOLED)), "book"),
             Claim("outputs if the last, smaller window is left out", 2, len(without_last)),
             Claim("224x224x64 pooled by 2x2: channels", 64, halved.shape[0]),
             Claim("rows", 112, halved.shape[1]),
             Claim("columns", 112, halved.shape[2]),
-            Claim("values that are not the largest of their 2x2 block", 0, int((halved != blocks).sum())),
+            Claim("values that are not the largest of their 2x2 block", 0, differing(halved, blocks)),
             Claim("values of the input for each that is left", 4, volume.numel() / halved.numel()),
         ],
         {"pooled": pooled.tolist()},

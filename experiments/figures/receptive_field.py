@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.functional import jacobian
 
 from experiments.gallery.example import Claim, Example
-from experiments.gallery.style import BLUE, GREEN, ORANGE, canvas, chart, connections, picture
+from experiments.gallery.style import BLUE, GREEN, ORANGE, canvas, chart, picture
+from experiments.gallery.wiring import connections, derivative
 from experiments.summary.trace import layers_of
 from kernels import conv
 from kernels.functional import conv1d
@@ -39,7 +39,7 @@ LOOKS: tuple[dict[str, Any], ...] = (
 def draw() -> Example:
     figure, axes = canvas(3.4, columns=3, width_ratios=(1.2, 1.1, 0.9))
     layer = Conv1d(1, 1, 3, padding="same", bias=False)
-    one = jacobian(lambda line: layer(line[None])[0], torch.randn(5)).detach()
+    one = derivative(layer, 5)
     seen = torch.zeros(5, 5).index_fill(0, torch.tensor(2), 1)  # g3 sees its window, and these units theirs
     connections(axes[0, 0], one, (one[2] != 0)[:, None].float() * one, names="xh")
     connections(axes[0, 0], one, seen, "what $g_3$ sees", names="hg", level=1)

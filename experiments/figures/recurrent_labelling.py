@@ -17,9 +17,11 @@ from matplotlib.colors import ListedColormap
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
+from experiments.gallery.exact import differing
 from experiments.gallery.example import Claim, Example
 from experiments.gallery.style import BLUE, GREY, canvas, chart, picture
 from experiments.gallery.training import train
+from experiments.summary.table import totals
 from experiments.summary.trace import layers_of
 from kernels import conv, use_backend
 from kernels.functional import conv2d, conv_transpose2d
@@ -65,7 +67,7 @@ def draw() -> Example:
         most = (by_torch[0] != by_torch[-1]).sum((1, 2)).argsort(descending=True)[:SHOWN]
         images, labels, by_torch = images[most], labels[most], by_torch[:, most]
     maps = label_maps(network, images)  # [STEPS, SHOWN, H, W]
-    differ = int((maps != by_torch).sum())
+    differ = differing(maps, by_torch)
 
     changed = [int((later != earlier).sum()) for earlier, later in itertools.pairwise(maps)]
 
@@ -119,4 +121,4 @@ def mean_iou(network: RecurrentLabelling, batches: list[Batch]) -> list[float]:
 
 def parameters_of(steps: int) -> int:
     network = RecurrentLabelling((3, SIZE, SIZE), steps=steps)
-    return sum(row.weights + row.biases for row in layers_of(network, network.input_shape))
+    return totals(layers_of(network, network.input_shape)).parameters

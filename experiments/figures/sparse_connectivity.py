@@ -10,11 +10,10 @@ not as m times n, and k does not grow with the picture.
 """
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.functional import jacobian
 
 from experiments.gallery.example import Claim, Example
-from experiments.gallery.style import canvas, connections
+from experiments.gallery.style import canvas
+from experiments.gallery.wiring import connections, derivative
 from kernels import conv
 from kernels.functional import conv1d
 from kernels.layers import Conv1d, Linear
@@ -53,8 +52,3 @@ def draw() -> Example:
                 float(derivative(sparse, size).count_nonzero())) for size in SIZES),
         ],
     )  # fmt: skip
-
-
-def derivative(layer: nn.Module, units: int) -> Tensor:
-    """The Jacobian [outputs, inputs] of a layer over a line of units."""
-    return jacobian(lambda line: layer(line[None])[0], torch.randn(units)).detach()

@@ -10,13 +10,13 @@ time falls by less than the work: moving the data takes time, too.
 
 import torch
 from torch import Tensor
-from torch.autograd.functional import jacobian
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.gallery.exact import differing, whole_numbers
 from experiments.gallery.example import Claim, Example
-from experiments.gallery.style import BLUE, ORANGE, chart, connections, mosaic
+from experiments.gallery.style import BLUE, ORANGE, chart, mosaic
 from experiments.gallery.timing import seconds
+from experiments.gallery.wiring import connections, derivative
 from kernels import conv, use_backend
 from kernels.functional import conv1d, conv2d
 
@@ -30,8 +30,8 @@ CHANNELS, SIDE = 32, 49  # one more than 4 * 12: every stride takes the first pi
 
 def draw() -> Example:
     kernel = torch.randn(1, 1, 3)
-    strided = jacobian(lambda x: conv1d(x[None], kernel, stride=2, padding=1)[0], torch.randn(5))
-    plain = jacobian(lambda x: conv1d(x[None], kernel, padding=1)[0], torch.randn(5))
+    strided = derivative(lambda x: conv1d(x, kernel, stride=2, padding=1), 5)
+    plain = derivative(lambda x: conv1d(x, kernel, padding=1), 5)
     wrong = [wrong_values(stride) for stride in STRIDES]
     skipping, dropping = zip(*map(work, STRIDES), strict=True)
 

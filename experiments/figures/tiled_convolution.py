@@ -16,10 +16,12 @@ import functools
 import torch
 from torch import Tensor
 
+from experiments.gallery.exact import differing
 from experiments.gallery.example import Claim, Example
 from experiments.gallery.style import BLUE, GREEN, ORANGE, canvas, chart
 from experiments.gallery.training import learned
 from experiments.gallery.wiring import draw_wiring, numbers, responses
+from experiments.summary.table import totals
 from experiments.summary.trace import layers_of
 from kernels import conv, use_backend
 from kernels.functional import conv2d, local_conv2d, tiled_conv2d
@@ -42,7 +44,8 @@ def draw() -> Example:
     networks = [ConnectivityNet((1, SIZE, SIZE), "tiled", tile, 1, FILTERS, KERNELS) for tile in TILES]
     networks.append(ConnectivityNet((1, SIZE, SIZE), "local", 1, 1, FILTERS, KERNELS))
     layers = [[row for row in layers_of(network, (1, SIZE, SIZE)) if row.weights][:-1] for network in networks]
-    parameters = [sum(row.weights + row.biases for row in rows) for rows in layers]
+    sums = [totals(rows) for rows in layers]
+    parameters = [each.parameters for each in sums]
     with use_backend("torch"):
         standing, moved = zip(*(learned(network, SIZE) for network in networks), strict=True)
 
@@ -79,7 +82,7 @@ def draw() -> Example:
                 Claim(f"parameters, t = {tile}", expected, count)
                 for tile, expected, count in zip([*TILES, "outputs"], counts, parameters, strict=True)
             ),
-            Claim("numbers of FLOPs in the series", 1, len({sum(row.flops for row in rows) for rows in layers})),
+            Claim("numbers of FLOPs in the series", 1, len({each.flops for each in sums})),
             Claim("least accuracy of the series", 0.92, min(standing), "stated beforehand", ">="),
             Claim(
                 "moved digits: accuracy of convolution above the average of the others", 0.02,
@@ -94,10 +97,11 @@ def tiled(x: Tensor, turns: int) -> Tensor:
     return tiled_conv2d(x, numbers(1, turns, 1, 1, 1, WINDOW), padding="same")
 
 
-def differences() -> tuple[int, int]:
+def differences() -> tuple[float, float]:
     """Outputs of one kernel that differ from a convolution's, and of one for each position, from local connection's."""
     x = torch.randn(1, 1, SIZE, SIZE)
     one, each = torch.randn(1, 1, 4, 1, 5, 5), torch.randn(SIZE, SIZE, 4, 1, 5, 5)
-    convolved = conv2d(x, one[0, 0], padding="same") != tiled_conv2d(x, one, padding="same")
-    local = local_conv2d(x, each, padding="same") != tiled_conv2d(x, each, padding="same")
-    return int(convolved.sum()), int(local.sum())
+    return (
+        differing(conv2d(x, one[0, 0], padding="same"), tiled_conv2d(x, one, padding="same")),
+        differing(local_conv2d(x, each, padding="same"), tiled_conv2d(x, each, padding="same")),
+    )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_modules.gabor_figures import columns_of, draw_scores
 from lightning_modules.gabor_score import Likeness
-from lightning_modules.pictures import kernel_grid
+from lightning_modules.pictures import kernel_grid, rgb
 
 WIDTH = 3.2  # inches a learner
 
@@ -22,7 +22,7 @@ def draw(weights: Mapping[str, Tensor], found: Mapping[str, Sequence[Likeness]])
         weights: [O, C, kh, kw] of one seed, by learner.
         found: of each seed, by learner.
     """
-    images = {name: kernel_grid(weight).expand(3, -1, -1).movedim(0, -1).numpy() for name, weight in weights.items()}
+    images = {name: rgb(kernel_grid(weight)).numpy() for name, weight in weights.items()}
     heights = (WIDTH * max(image.shape[0] / image.shape[1] for image in images.values()), 0.7 * WIDTH)
     figure = Figure(figsize=(WIDTH * len(weights), sum(heights) + 0.8), layout="constrained")
     pictures, histograms = figure.subplots(2, len(weights), squeeze=False, height_ratios=heights)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from string import ascii_lowercase
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.autograd.functional import jacobian
 
-from experiments.gallery.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SIZE
+from experiments.gallery.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SIZE, SKY
 
 COLORS = (BLUE, ORANGE, GREEN, PURPLE)
 
@@ -27,6 +30,11 @@ def responses(layer: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tens
     """
     units = torch.eye(torch.Size(shape).numel()).view(-1, *shape)
     return layer(units).flatten(1)
+
+
+def derivative(layer: Callable[[Tensor], Tensor], units: int) -> Tensor:
+    """The Jacobian [outputs, inputs] of a layer over a line [1, units], by its gradients."""
+    return jacobian(lambda line: layer(line[None])[0], torch.randn(units)).detach()
 
 
 def draw_wiring(axes: Axes, matrix: Tensor, title: str) -> None:
@@ -53,3 +61,33 @@ def draw_wiring(axes: Axes, matrix: Tensor, title: str) -> None:
     axes.set_ylim(-0.25, 1.25)
     axes.set_axis_off()
     axes.set_title(title, fontsize=SIZE)
+
+
+def connections(
+    axes: Axes, matrix: ArrayLike, marked: ArrayLike, title: str = "", names: str = "xs", shaded: bool = True,
+    level: int = 0,
+) -> None:  # fmt: skip
+    """Draw a layer as a graph: outputs above inputs, a line wherever one depends on the other.
+
+    Args:
+        matrix: the Jacobian, or any matrix [outputs, inputs] that is not zero where there is a connection.
+        marked: the same, of lines that are strong.
+        names: of an input and of an output, which are numbered from 1.
+        shaded: colour the ends of strong lines.
+        level: layers that are drawn below.
+    """
+    connected = np.asarray(matrix) != 0
+    strong = connected & (np.asarray(marked) != 0)
+    counts = connected.shape[::-1]
+    places = [np.linspace(0, max(counts) - 1, count) for count in counts]
+    for output, input in np.argwhere(connected):
+        color, width, order = (BLUE, 2.5, 2) if strong[output, input] else (GREY, 1, 1)
+        axes.plot([places[0][input], places[1][output]], [level, level + 1], color=color, linewidth=width, zorder=order)
+    for row, (name, ends) in enumerate(zip(names, (strong.any(0), strong.any(1)), strict=True), start=level):
+        for number, (place, end) in enumerate(zip(places[row - level], ends, strict=True), start=1):
+            axes.text(place, row, f"${name}_{{{number}}}$", ha="center", va="center", fontsize=SIZE, bbox={
+                "boxstyle": "circle,pad=0.25", "facecolor": SKY if end and shaded else "white", "edgecolor": "black"
+            })  # fmt: skip
+    axes.set(xlim=(-0.6, max(counts) - 0.4), ylim=(-0.3, level + 1.3))
+    axes.set_title(title, fontsize=SIZE)
+    axes.axis("off")
