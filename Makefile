@@ -10,7 +10,7 @@ SANITIZER := .venv-sanitize/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install fit test compile sanitize ratios lint clean
+.PHONY: help install fit test compile matrix sanitize ratios lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +30,10 @@ test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest -n 2
 
 compile: $(INSTALLED)  ## compile every kernel for NVIDIA and AMD GPUs, without one, and check what the binaries need
-	TRITON_DEFAULT_FP_FUSION=1 $(BIN)/python -m tests.compiled
+	$(BIN)/python -m tests.compiled
+
+matrix: $(INSTALLED)  ## compile a part of them with each Triton that users have: the oldest, 3.6, this one, the newest
+	$(BIN)/python -m tests.matrix
 
 sanitize: $(SANITIZER)  ## run the kernels' IR on the CPU, checking bounds, races and reads of unwritten memory
 	.venv-sanitize/bin/python -m tests.sanitized
@@ -50,5 +53,5 @@ lint: $(INSTALLED)  ## check style, format and types
 	$(BIN)/mypy
 
 clean:  ## remove .venv and caches, keep the logs
-	rm -rf .venv .venv-sanitize build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-matrix .venv-sanitize build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

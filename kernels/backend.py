@@ -35,7 +35,20 @@ if INTERPRETING:
     builder = interpreter.interpreter_builder
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 
+    _patch_tensor = interpreter._patch_lang_tensor
+
+    def _patch_tensor_index(tensor: Any, *scope: Any) -> None:
+        """Patch tl.tensor as the interpreter does, with an index that NumPy 2.4 accepts: Triton before 3.7 has none."""
+        _patch_tensor(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = _patch_tensor_index
+
+# Fused multiply-adds: Triton 3.9 warns where neither a launch nor the environment chooses, 3.10 turns them off then.
+OPTIONS = {"enable_fp_fusion": True}
+
 _launches = 0
+_counting = threading.Lock()
 _one_at_a_time = threading.Lock() if INTERPRETING else contextlib.nullcontext()  # the interpreter's state is global
 
 
@@ -140,9 +153,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     global _launches
     if 0 in grid:
         return
-    with _one_at_a_time, torch.cuda.device_of(args[0]):
+    with _counting:
         _launches += 1
-        kernel[grid](*args, **constants)
+    with _one_at_a_time, torch.cuda.device_of(args[0]):
+        kernel[grid](*args, **OPTIONS | constants)
 
 
 def upcasts_bfloat16(launcher: Any) -> Any:

@@ -52,7 +52,7 @@ def boxes(tile: Tile, window: Window, x_last: Tensor, size: Sequence[int], alone
     row = tile.k * x_last.element_size()
     regular = alone and tile.dot and not window.strided and window.tiles == 1 and channels % tile.k == 0
     aligned = x_last.numel() and x_last.data_ptr() % 16 == 0
-    if not (regular and row <= LONGEST and aligned and has_tma(tuning.target())):
+    if not (regular and row <= LONGEST and aligned and has_tma(tuning.target(x_last.device))):
         return None
     from triton.tools.tensor_descriptor import TensorDescriptor
 

@@ -84,13 +84,14 @@ def _forward_kernel(
     BM: tl.constexpr = ROWS[0] if len(ROWS) == 1 else ROWS[0] + ROWS[1]
     blocks = grid.cdiv(rows, BM)
     tile = block // blocks
-    residue = gemm.residue(tile, WINDOW.tile)
+    TILE: tl.constexpr = WINDOW.tile  # before 3.7, Triton passes a tuple of ints on only as a constexpr of its own
+    residue = gemm.residue(tile, TILE)
     output_rows = ()
     corner = None
     for i in tl.static_range(len(ROWS)):
         row = ((block % blocks).to(INDEX) * BM + i * ROWS[0] + tl.arange(0, ROWS[i]))[:, None]
         if BOX is None:
-            n, _, position, valid = gemm.positions(row, rows, residue, counts, y_size, WINDOW.tile)
+            n, _, position, valid = gemm.positions(row, rows, residue, counts, y_size, TILE)
         else:
             corner, n, position, valid = boxes.locate((block % blocks).to(INDEX), batch, counts, y_size, BOX)
         output_rows = output_rows + ((row, n, position, valid),)
@@ -119,7 +120,8 @@ def _forward_kernel(
 
     # Epilogue: residual, ReLU; then store.
     for part in tl.static_range(len(ROWS) * len(COLUMNS)):
-        row, n, (p, q, r), valid = output_rows[part // len(COLUMNS)]
+        row, n, at, valid = output_rows[part // len(COLUMNS)]
+        p, q, r = at
         column = columns[part % len(COLUMNS)]
         position = row if WINDOW.tiles == 1 and BOX is None else grid.offset(n, p, q, r, y_size)
         element = position * (WINDOW.groups * OUTPUTS) + (group * OUTPUTS + column)[None, :]
@@ -144,6 +146,8 @@ def _candidate(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """The product for candidate tap * MAXOUT + channel of a pooling, with bias, and which rows have this candidate."""
+    KERNEL: tl.constexpr = WINDOW.kernel
+    DILATION: tl.constexpr = WINDOW.dilation
     tap = candidate // MAXOUT
     tap_p = tap // (POOL.kernel[1] * POOL.kernel[2]) * POOL.dilation[0] - POOL.padding[0][0]
     tap_q = tap // POOL.kernel[2] % POOL.kernel[1] * POOL.dilation[1] - POOL.padding[1][0]
@@ -175,14 +179,14 @@ def _candidate(
     # What is beside the taps that count has a weight of 0: if it is NaN or infinite, and only then, it would show.
     accs = gemm.multiply_accumulate(
         x_rows, None, weight_columns, origins, x_size, load_valid, weight_valid,
-        WINDOW.kernel, (0, 0, 0), (1, 1, 1), WINDOW.dilation, steps, None, 0, CHANNELS, 1, WINDOW, CHANNELS, ACC,
+        KERNEL, (0, 0, 0), (1, 1, 1), DILATION, steps, None, 0, CHANNELS, 1, WINDOW, CHANNELS, ACC,
         PRECISION, INDEX, ROWS, COLUMNS, BK if DOT else 1, DOT, None if TRUST else LIVE, x_box, corner,
     )  # fmt: skip
     if TRUST:
         if gemm.has_nan(accs):
             accs = gemm.multiply_accumulate(
                 x_rows, None, weight_columns, origins, x_size, load_valid, weight_valid,
-                WINDOW.kernel, (0, 0, 0), (1, 1, 1), WINDOW.dilation, steps, None, 0, CHANNELS, 1, WINDOW, CHANNELS,
+                KERNEL, (0, 0, 0), (1, 1, 1), DILATION, steps, None, 0, CHANNELS, 1, WINDOW, CHANNELS,
                 ACC, PRECISION, INDEX, ROWS, COLUMNS, BK if DOT else 1, DOT, LIVE,
             )  # fmt: skip
     if bias_ptr is not None:
@@ -237,7 +241,10 @@ def _transpose_kernel(
     block, group, columns, column_valid = gemm.channels(tl.program_id(0), CHANNELS, WINDOW.groups, COLUMNS, DOT)
     BM: tl.constexpr = ROWS[0] if len(ROWS) == 1 else ROWS[0] + ROWS[1]
     blocks = grid.cdiv(rows, BM)
-    phase = gemm.residue(block // blocks, WINDOW.period)
+    PERIOD: tl.constexpr = WINDOW.period
+    EVERY: tl.constexpr = WINDOW.every
+    BACK: tl.constexpr = WINDOW.back
+    phase = gemm.residue(block // blocks, PERIOD)
     d, first_d, taps_d, p = _phase(phase[0], 0, WINDOW)
     h, first_h, taps_h, q = _phase(phase[1], 1, WINDOW)
     w, first_w, taps_w, r = _phase(phase[2], 2, WINDOW)
@@ -247,7 +254,7 @@ def _transpose_kernel(
     for i in tl.static_range(len(ROWS)):
         row = ((block % blocks).to(INDEX) * BM + i * ROWS[0] + tl.arange(0, ROWS[i]))[:, None]
         if BOX is None:
-            n, u, position, valid = gemm.positions(row, rows, (d, h, w), counts, x_size, WINDOW.period)
+            n, u, position, valid = gemm.positions(row, rows, (d, h, w), counts, x_size, PERIOD)
         else:
             first, n, position, valid = boxes.locate((block % blocks).to(INDEX), batch, counts, x_size, BOX)
             corner = (first[0], p + first[1], q + first[2], r + first[3], channel)
@@ -269,7 +276,7 @@ def _transpose_kernel(
     # Accumulate over the phase's taps and output channels.
     accs = gemm.multiply_accumulate(
         dy_rows, None if y_ptr is None else y_rows, weight_columns, origins, y_size, load_valid, weight_valid,
-        (taps_d, taps_h, taps_w), (first_d, first_h, first_w), WINDOW.every, WINDOW.back, None,
+        (taps_d, taps_h, taps_w), (first_d, first_h, first_w), EVERY, BACK, None,
         None if WINDOW.tiles == 1 else (p, q, r), WINDOW.groups * OUTPUTS * WINDOW.taps * CHANNELS,
         CHANNELS, WINDOW.taps * CHANNELS, WINDOW, OUTPUTS, ACC, PRECISION, INDEX, ROWS, COLUMNS,
         BK if DOT else 1, DOT, None, dy_box, corner,
@@ -338,7 +345,7 @@ def _forward(
     counts = tuple(map(cdiv, y_last.shape[1:4], wide.tile))
     tile = tuning.tile(
         "forward" if winners is None else "forward_max", x.dtype, x.shape[0] * prod(counts), outputs, channels,
-        wide.taps, window.groups, wide.tiles,
+        wide.taps, window.groups, wide.tiles, x.device,
     )  # fmt: skip
     rows = boxes.rows(tile, wide, x_last, counts, y_last.shape[1:4], alone=live is None and winners is None)
     backend.launch(
@@ -349,7 +356,7 @@ def _forward(
         x.shape[0], rows.count, rows.counts, tuple(x_last.shape[1:4]), full_size, tuple(y_last.shape[1:4]),
         None if winners is None else cdiv(wide.taps * channels, tile.k if tile.dot else 1),
         WINDOW=wide, POOL=pool.lifted(), MAXOUT=maxout, CHANNELS=channels, OUTPUTS=outputs, RELU=relu,
-        LIVE=live, TRUST=live is not None and winners is None and tuning.multiplies_from_shared_memory(),
+        LIVE=live, TRUST=live is not None and winners is None and tuning.multiplies_from_shared_memory(x.device),
         BOX=rows.extents, **gemm.arithmetic(window, x, weight, y), **tile.constants,
     )  # fmt: skip
     return y.contiguous(memory_format=layout), winners
@@ -376,7 +383,7 @@ def transpose(
     operation = "transpose" if wide.tiles == 1 else "transpose_tiled"
     phases = prod(wide.period)
     tile = tuning.tile(
-        operation, dy.dtype, dy.shape[0] * prod(counts), channels, outputs, wide.taps, window.groups, phases
+        operation, dy.dtype, dy.shape[0] * prod(counts), channels, outputs, wide.taps, window.groups, phases, dy.device
     )
     rows = boxes.rows(tile, wide, dy_last, counts, dx_last.shape[1:4], alone=y is None)
     backend.launch(

@@ -207,7 +207,7 @@ def arithmetic(window: Window, x: Tensor, *others: Tensor) -> dict[str, object]:
     A linear layer goes by the rule for matrix products.
     """
     rule = torch.backends.cudnn.conv if window.axes else torch.backends.cuda.matmul
-    tf32 = x.dtype == torch.float32 and rule.fp32_precision == "tf32" and tuning.has_tf32()
+    tf32 = x.dtype == torch.float32 and rule.fp32_precision == "tf32" and tuning.has_tf32(x.device)
     return {
         "ACC": grid.accumulator_type(x),
         "PRECISION": "tf32" if tf32 else "ieee",

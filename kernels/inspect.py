@@ -147,7 +147,7 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
     def compile_only(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
         if 0 in grid:
             return
-        binary = kernel.warmup(*args, grid=grid, **constants)
+        binary = kernel.warmup(*args, grid=grid, **backend.OPTIONS | constants)
         given = _tensors((*args, *constants.values()))
         needed = [_bytes(tensor) for place, tensor in given.items() if place not in earlier or _bytes(tensor) > kept]
         earlier.update(given)
@@ -156,7 +156,7 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
     with (
         mock.patch.object(triton.runtime.driver, "_active", _OfflineDriver(target)),
         mock.patch.object(backend, "launch", compile_only),
-        mock.patch.object(tuning, "target", lambda: target),
+        mock.patch.object(tuning, "target", lambda device=None: target),
     ):
         yield compiled
 

@@ -127,9 +127,9 @@ def _normalise_kernel(
     # What all positions of a channel share.
     if share_ptr is not None:
         mean, var = _moments(share_ptr, m2_ptr, channel, channels, positions, steps * BM, BS, INDEX)
-        if start == 0:
-            tl.store(mean_ptr + channel, mean, mask=exists)
-            tl.store(var_ptr + channel, var, mask=exists)
+        first = exists & (channel * 0 + start == 0)  # a branch around the stores would fail in Triton 3.6
+        tl.store(mean_ptr + channel, mean, mask=first)
+        tl.store(var_ptr + channel, var, mask=first)
     else:
         mean = tl.load(mean_ptr + channel, mask=exists, other=0.0).to(ACC)
         var = tl.load(var_ptr + channel, mask=exists, other=0.0).to(ACC)
@@ -204,9 +204,9 @@ def _gradient_kernel(
     if dweight_share_ptr is not None:
         dweight = _total(dweight_share_ptr, channel, channels, positions, steps * BM, BS, INDEX)
         dbias = _total(dbias_share_ptr, channel, channels, positions, steps * BM, BS, INDEX)
-        if start == 0:
-            tl.store(dweight_ptr + channel, dweight, mask=exists)
-            tl.store(dbias_ptr + channel, dbias, mask=exists)
+        first = exists & (channel * 0 + start == 0)
+        tl.store(dweight_ptr + channel, dweight, mask=first)
+        tl.store(dbias_ptr + channel, dbias, mask=first)
 
     # Propagate.
     for step in range(steps):
@@ -311,7 +311,7 @@ def _plan(x: Tensor, summed: bool) -> tuple[tuple[int], Any, int, tuple[int, int
     """
     channels = x.shape[1]
     positions = x.numel() // channels
-    tile = tuning.norm_tile(positions, channels, x.element_size())
+    tile = tuning.norm_tile(positions, channels, x.element_size(), x.device)
     steps = cdiv(cdiv(positions, tile.m), tile.splits)
     splits = cdiv(positions, steps * tile.m)  # none is empty
     shares = x.new_empty((2, splits, channels), dtype=accumulator_dtype(x)) if summed else (None, None)

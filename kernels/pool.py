@@ -187,7 +187,7 @@ def _launch(
     window = window.fixed_where_even(size, output_size)
     x_last, y_last = channels_last(x), channels_last(y)
     channels, positions = rows.shape[1], rows.shape[0] * prod(rows.shape[2:])
-    tile = tuning.pool_tile(positions, channels)
+    tile = tuning.pool_tile(positions, channels, x.device)
     largest = max(map(operator.mul, size, output_size)) if window.adaptive else 0
     backend.launch(
         kernel, (cdiv(positions, tile.m) * cdiv(channels, tile.n),),

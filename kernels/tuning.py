@@ -36,12 +36,13 @@ def use_tile(tile: Tile) -> Iterator[None]:
 
 
 def tile(
-    operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int, groups: int = 1, phases: int = 1
-) -> Tile:
-    """The tile for one launch; see `kernels.tile.Product` for what the arguments are."""
+    operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int, groups: int = 1,
+    phases: int = 1, device: torch.device | None = None,
+) -> Tile:  # fmt: skip
+    """Return the tile for one launch on `device`; see `kernels.tile.Product` for the other arguments."""
     if _forced is not None:
         return _forced
-    return _chosen(target(), operation, dtype, rows, columns, depth, taps, groups, phases)
+    return _chosen(target(device), operation, dtype, rows, columns, depth, taps, groups, phases)
 
 
 @functools.lru_cache(maxsize=2**14)
@@ -75,38 +76,32 @@ def products_of(target: str) -> Iterator[list[Product]]:
     asked: list[Product] = []
 
     def note(
-        operation: str,
-        dtype: torch.dtype,
-        rows: int,
-        columns: int,
-        depth: int,
-        taps: int,
-        groups: int = 1,
-        phases: int = 1,
-    ) -> Tile:
+        operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int, groups: int = 1,
+        phases: int = 1, device: torch.device | None = None,
+    ) -> Tile:  # fmt: skip
         asked.append(Product(operation, _name(dtype), rows, columns, depth, taps, groups, phases))
         return heuristics.choose(target, asked[-1])
 
     replaced = (
         mock.patch(f"{__name__}.tile", note),
-        mock.patch(f"{__name__}.target", lambda: target),
+        mock.patch(f"{__name__}.target", lambda device=None: target),
         mock.patch.object(backend, "launch", lambda *_, **__: None),
     )
     with replaced[0], replaced[1], replaced[2]:
         yield asked
 
 
-def pool_tile(positions: int, channels: int) -> Tile:
+def pool_tile(positions: int, channels: int, device: torch.device | None = None) -> Tile:
     """The block of `positions` x `channels` that one program of a pooling kernel works on (m x n; k counts nothing)."""
     if _forced is not None:
         return _forced
     n = block(channels, 64) if channels > 1 else 1
-    if target() == INTERPRETER:
+    if target(device) == INTERPRETER:
         return Tile(block(positions, INTERPRETED_BLOCK // n), n, 1)
     return Tile(rows_block(positions, 1024 // n), n, 1)
 
 
-def norm_tile(positions: int, channels: int, itemsize: int) -> Tile:
+def norm_tile(positions: int, channels: int, itemsize: int, device: torch.device | None = None) -> Tile:
     """The block of `positions` x `channels` that a step of a batch norm kernel works on (m x n; k counts nothing).
 
     `splits` programs share the positions: enough to fill a GPU, and few enough that adding up their shares, which every
@@ -114,7 +109,7 @@ def norm_tile(positions: int, channels: int, itemsize: int) -> Tile:
     """
     if _forced is not None:
         return _forced
-    if target() == INTERPRETER:
+    if target(device) == INTERPRETER:
         n = block(channels, 64)
         return Tile(block(positions, INTERPRETED_BLOCK // n), n, 1)
     n = block(channels, 32)
@@ -130,9 +125,15 @@ def heuristic(
     return heuristics.choose(target, Product(operation, _name(dtype), rows, columns, depth, taps, groups, phases))
 
 
-def target() -> str:
-    """What the kernels run on: "interpreter", or the GPU's architecture as in "sm_90" or "gfx942"."""
-    return INTERPRETER if backend.INTERPRETING else _architecture(torch.cuda.current_device())
+def target(device: torch.device | None = None) -> str:
+    """Return what kernels run on for tensors of `device`: "interpreter", or an architecture as "sm_90" or "gfx942".
+
+    Without a device, or with one that has no number, it is the current GPU.
+    """
+    if backend.INTERPRETING:
+        return INTERPRETER
+    known = device is not None and device.index is not None
+    return _architecture(device.index if known else torch.cuda.current_device())
 
 
 @functools.cache
@@ -141,18 +142,18 @@ def _architecture(device: int) -> str:
     return getattr(properties, "gcnArchName", "").split(":")[0] or f"sm_{properties.major}{properties.minor}"
 
 
-def has_tf32() -> bool:
-    """Whether the target can multiply float32 as TF32: NVIDIA's GPUs (which do from sm_80 on) and AMD's gfx942."""
-    return target() == "gfx942" or target().startswith("sm_")
+def has_tf32(device: torch.device | None = None) -> bool:
+    """Return True if `device` can multiply float32 as TF32: NVIDIA's GPUs (which do from sm_80 on) and AMD's gfx942."""
+    return target(device) == "gfx942" or target(device).startswith("sm_")
 
 
-def multiplies_from_shared_memory() -> bool:
-    """Whether products read their factors there, so that to change what was loaded takes it through registers and back.
+def multiplies_from_shared_memory(device: torch.device | None = None) -> bool:
+    """Return True if products read their factors there: to change what was loaded takes it through registers and back.
 
     So do those of NVIDIA's GPUs from sm_90 on; the interpreter does as they do.
     """
-    known = TARGETS.get(target())
-    return target() == INTERPRETER or bool(known and known.rates and known.rates.products["mma"] < 1)
+    known = TARGETS.get(target(device))
+    return target(device) == INTERPRETER or bool(known and known.rates and known.rates.products["mma"] < 1)
 
 
 def _name(dtype: torch.dtype) -> str:

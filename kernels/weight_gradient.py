@@ -63,7 +63,8 @@ def _weight_gradient_kernel(
     for j in tl.static_range(len(COLUMNS)):
         first = pid % blocks * BN + j * COLUMNS[0]
         columns = columns + (_tap_columns(first, group, x_size, WINDOW, CHANNELS, INDEX, COLUMNS[j], BN, DOT),)
-    residue = gemm.residue(tile, WINDOW.tile)
+    TILE: tl.constexpr = WINDOW.tile
+    residue = gemm.residue(tile, TILE)
     start = tl.program_id(1).to(INDEX) * run
 
     # Accumulate over output positions. x is [BK, BN], or [BM, BK] for one channel each.
@@ -75,7 +76,8 @@ def _weight_gradient_kernel(
             accs = accs + (tl.full((ROWS[i], COLUMNS[j]), 0.0, ACC),)
     for position in range(start, tl.minimum(start + run, rows), BK):
         row = position + tl.arange(0, BK).to(INDEX)
-        n, _, (p, q, r), row_valid = gemm.positions(row, rows, residue, counts, y_size, WINDOW.tile)
+        n, _, at, row_valid = gemm.positions(row, rows, residue, counts, y_size, TILE)
+        p, q, r = at
         if WINDOW.tiles > 1:
             row = grid.offset(n, p, q, r, y_size)
         dys, next_sums = (), ()  # [BM, BK] each
@@ -155,7 +157,9 @@ def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bia
         channels = 1
     counts = tuple(map(cdiv, dy_last.shape[1:4], wide.tile))
     rows = dy.shape[0] * prod(counts)
-    tile = tuning.tile("weight_gradient", x.dtype, outputs, channels, rows, wide.taps, window.groups, wide.tiles)
+    tile = tuning.tile(
+        "weight_gradient", x.dtype, outputs, channels, rows, wide.taps, window.groups, wide.tiles, x.device
+    )
     shapes = (wide.tiles * dy.shape[1], *wide.kernel, channels), (wide.tiles * dy.shape[1] if bias else 0,)
     dw, db = (x.new_empty(shape) for shape in shapes)
     shares = dw, db

@@ -2,10 +2,15 @@
 
     python -m tests.compiled [target ...]
 
-Fails where a register is spilled, where shared memory exceeds the target's, where an address is computed in 64 bits for
-tensors that do not need it, where TMA is asked for and does not load, and where a matrix product does not run on tensor
-cores (in float32: does, though torch's setting says IEEE, or does not, though it says TF32). Interpreting and compiling
-do not mix in one process, so pytest does not run this.
+It fails where
+
+- a register is spilled (float32 by IEEE's rules on NVIDIA has to be exact, not fast: the table shows its spills),
+- shared memory exceeds the target's,
+- an address is computed in 64 bits for tensors that do not need it,
+- TMA is asked for and does not load,
+- a matrix product does not run on tensor cores, or does so in IEEE's float32.
+
+Interpreting and compiling do not mix in one process, so pytest does not run this.
 """
 
 import dataclasses
@@ -14,6 +19,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 
 os.environ.pop("TRITON_INTERPRET", None)  # before the first import of triton
@@ -30,7 +36,12 @@ from kernels.tile import Tile  # noqa: E402
 from tests.kernels.problems import Pooling, Problem  # noqa: E402
 
 PROVED = ("sm_80", "sm_90", "sm_100", "gfx942")
-DTYPES = ((torch.float16, torch.bfloat16), (torch.float32,), (torch.float64,))
+# Torch allows TF32 for convolutions and not for matrix products, unless told otherwise, as the tests on a GPU tell it.
+ARITHMETIC = {
+    "float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32,
+    "float64": torch.float64,
+}  # fmt: skip
+JOBS = (("float16", "bfloat16"), ("tf32",), ("float32",), ("float64",))
 ROOMY = 192  # registers of a thread, of 255: the code for bfloat16 takes some more than that for float16, not 64 more
 CONVOLUTIONS = {
     "3x3": Problem((28, 28), (3, 3), batch=32, channels=128, outputs=128, padding=1),
@@ -108,8 +119,19 @@ def normalise(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     norm.batch_norm_gradient(x, x, parameter, y, mean, var, 1e-5, False, False, False)
 
 
-def runs(target: str, dtype: torch.dtype) -> Iterator[tuple[str, partial[None]]]:
-    """Named problems, then one problem for each tile that none of them has."""
+@contextmanager
+def arithmetic(name: str) -> Iterator[torch.dtype]:
+    """Give the dtype of one of ARITHMETIC, and have convolutions multiply float32 as the name says inside."""
+    rule = torch.backends.cudnn.conv
+    before, rule.fp32_precision = rule.fp32_precision, "tf32" if name == "tf32" else "ieee"
+    try:
+        yield ARITHMETIC[name]
+    finally:
+        rule.fp32_precision = before
+
+
+def named_runs(target: str, dtype: torch.dtype) -> Iterator[tuple[str, partial[None]]]:
+    """Yield every operation of the named problems: all strides, groups, folded windows, epilogues, and TMA."""
     for operation, (name, problem) in itertools.product(OPERATIONS, CONVOLUTIONS.items()):
         if operation == "transpose_tiled" or (operation == "forward_max" and name not in POOLED):
             continue  # the first is chosen by a tiled problem
@@ -123,7 +145,6 @@ def runs(target: str, dtype: torch.dtype) -> Iterator[tuple[str, partial[None]]]
             if name in BOXED:
                 tile = dataclasses.replace(tile, k=boxes.LONGEST // dtype.itemsize // 2)
                 yield f"boxes, {name}", partial(convolve_boxes, problem, dtype, tile)
-    yield from runs_of_tiles(target, dtype)
 
 
 def runs_of_tiles(target: str, dtype: torch.dtype) -> Iterator[tuple[str, partial[None]]]:
@@ -158,62 +179,64 @@ def runs_of_tiles(target: str, dtype: torch.dtype) -> Iterator[tuple[str, partia
 OPERATIONS = ("forward", "forward_max", "transpose", "transpose_tiled", "weight_gradient")
 
 
-def compile_all(target: str, dtypes: Sequence[torch.dtype]) -> list[tuple[torch.dtype, str, Compiled]]:
-    """Every run in the first of the dtypes, and in the others what leaves few registers in it."""
+def compile_all(target: str, names: Sequence[str]) -> list[tuple[str, str, Compiled]]:
+    """Compile every run in the first of some ARITHMETIC, and in the others what leaves few registers in it."""
     torch.set_num_threads(1)
     results = []
     roomy = set()
-    for dtype in dtypes:
-        for name, run in runs(target, dtype):
-            key = (name, run.func, *(value for value in run.args if not isinstance(value, torch.dtype)))
-            if key in roomy:
-                continue
-            with compiling_for(target) as compiled:
-                run()
-            results += [(dtype, name, kernel) for kernel in compiled]
-            if max((kernel.registers for kernel in compiled), default=0) < ROOMY:
-                roomy.add(key)
+    for name in names:
+        with arithmetic(name) as dtype:
+            for problem, run in itertools.chain(named_runs(target, dtype), runs_of_tiles(target, dtype)):
+                key = (problem, run.func, *(value for value in run.args if not isinstance(value, torch.dtype)))
+                if key in roomy:
+                    continue
+                with compiling_for(target) as compiled:
+                    run()
+                results += [(name, problem, kernel) for kernel in compiled]
+                if max((kernel.registers for kernel in compiled), default=0) < ROOMY:
+                    roomy.add(key)
     return results
 
 
-def faults(target: str, dtype: torch.dtype, problem: str, kernel: Compiled) -> Iterator[str]:
-    if kernel.spills:
-        yield f"spills {kernel.spills}"
+def faults(target: str, arithmetic: str, problem: str, kernel: Compiled) -> Iterator[str]:
+    """Yield what is wrong with a kernel that was compiled for a problem."""
     if kernel.shared_memory > TARGETS[target].shared_memory:
         yield f"needs {kernel.shared_memory} bytes of shared memory, the target has {TARGETS[target].shared_memory}"
     if problem.startswith("boxes") and "tt.descriptor_load" not in kernel.asm["ttir"]:
         yield "loads nothing by TMA"
     if kernel.wide:
         yield "computes addresses in 64 bits, which these tensors do not need"
-    # torch allows TF32 for convolutions and not for matrix products, unless told otherwise; AMD multiplies both.
-    ieee = dtype == torch.float32 and problem == "linear" and target.startswith("sm")
+    float32 = arithmetic == "float32" or (arithmetic == "tf32" and problem == "linear")
+    ieee = float32 and target.startswith("sm")  # AMD's matrix cores multiply float32 as IEEE has it
+    if kernel.spills and not ieee:
+        yield f"spills {kernel.spills}"
     product = len(kernel.block) == 3 and 1 not in kernel.block
     if kernel.tensor_cores != (product and not ieee):
         yield f"uses {'' if kernel.tensor_cores else 'no '}tensor cores"
 
 
 def main(targets: list[str]) -> int:
-    jobs = list(itertools.product(targets, DTYPES))
+    jobs = list(itertools.product(targets, JOBS))
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as executor:
         found = list(zip(jobs, executor.map(compile_all, *zip(*jobs, strict=True)), strict=True))
-    results: dict[tuple[str, torch.dtype], list[tuple[str, Compiled]]] = {}
+    results: dict[tuple[str, str], list[tuple[str, Compiled]]] = {}
     for (target, _), kernels in found:
-        for dtype, name, kernel in kernels:
-            results.setdefault((target, dtype), []).append((name, kernel))
-    table = Table("target", "dtype", "kernel", "compiled", "registers", "spills", "shared memory", "tensor cores")
+        for name, problem, kernel in kernels:
+            results.setdefault((target, name), []).append((problem, kernel))
+    table = Table("target", "arithmetic", "kernel", "compiled", "registers", "spills", "shared memory", "tensor cores")
     wrong = []
-    for (target, dtype), kernels in results.items():
+    for (target, arithmetic), kernels in results.items():
         for name in sorted({kernel.name for _, kernel in kernels}):
             own = [kernel for _, kernel in kernels if kernel.name == name]
             table.add_row(
-                target, str(dtype).removeprefix("torch."), name.strip("_"), str(len(own)),
+                target, arithmetic, name.strip("_"), str(len(own)),
                 f"{min(k.registers for k in own)}-{max(k.registers for k in own)}", str(max(k.spills for k in own)),
                 f"{max(k.shared_memory for k in own):,}", f"{sum(k.tensor_cores for k in own)} of {len(own)}",
             )  # fmt: skip
         wrong += [
-            f"{target} {dtype} {kernel.name} {kernel.block}, {kernel.warps} warps, for {problem}: {fault}"
+            f"{target} {arithmetic} {kernel.name} {kernel.block}, {kernel.warps} warps, for {problem}: {fault}"
             for problem, kernel in kernels
-            for fault in faults(target, dtype, problem, kernel)
+            for fault in faults(target, arithmetic, problem, kernel)
         ]
     Console(width=120).print(table)
     print("\n".join(wrong) or f"{sum(map(len, results.values()))} kernels compiled, none with a fault")

@@ -129,15 +129,10 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _compiling_environment() -> Iterator[None]:
-    """What processes that start inside find in their environment: nothing to interpret, no warnings for developers."""
-    before = {name: os.environ.get(name) for name in ("TRITON_INTERPRET", "TRITON_DEFAULT_FP_FUSION")}
-    os.environ.pop("TRITON_INTERPRET", None)
-    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    """Start processes inside that compile: TRITON_INTERPRET is not in their environment."""
+    before = os.environ.pop("TRITON_INTERPRET", None)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        if before is not None:
+            os.environ["TRITON_INTERPRET"] = before

@@ -89,7 +89,6 @@ def main(arguments: list[str]) -> int:
         os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
     else:
         os.environ.pop("TRITON_INTERPRET", None)  # such a process compiles nothing, and neither would its workers
-    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # its default, of which Triton otherwise warns
     options.command = shlex.join(["convnets", "tune", *(arg for arg in arguments if arg != "--again")])
     from experiments.tune.run import run
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -52,6 +53,24 @@ def test_threads_may_launch_at_once(device, triton_only):
         results = list(pool.map(lambda _: functional.conv2d(x, weight), range(12)))
     assert all(torch.equal(y, expected) for y in results)
     assert backend.launch_count() == before + 12
+
+
+def test_launches_of_many_threads_are_all_counted():
+    before = backend.launch_count()
+    kernel = defaultdict(lambda: lambda *_, **__: None)  # takes any grid
+    tensor = torch.zeros(1)
+    with ThreadPoolExecutor(8) as executor:
+        list(executor.map(lambda _: [backend.launch(kernel, (1,), tensor) for _ in range(2000)], range(8)))
+    assert backend.launch_count() == before + 16_000
+
+
+@needs_triton
+def test_fused_multiply_adds_are_chosen_by_the_launch_which_may_choose_otherwise():
+    chosen = []
+    kernel = defaultdict(lambda: lambda *_, **options: chosen.append(options["enable_fp_fusion"]))
+    backend.launch(kernel, (1,), torch.zeros(1))
+    backend.launch(kernel, (1,), torch.zeros(1), enable_fp_fusion=False)
+    assert chosen == [True, False]
 
 
 def test_torch_backend_launches_nothing(device):

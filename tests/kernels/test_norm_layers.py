@@ -174,7 +174,7 @@ def test_forward_mode_is_refused_rather_than_wrong(device, triton_only):
 
 @pytest.mark.parametrize("target", ["interpreter", "sm_90", "gfx942"])
 def test_heuristic_gives_legal_tiles(target, monkeypatch):
-    monkeypatch.setattr(tuning, "target", lambda: target)
+    monkeypatch.setattr(tuning, "target", lambda device=None: target)
     for positions, channels, itemsize in itertools.product((1, 3, 196, 100_352, 2**24), (1, 3, 64, 2048), (2, 4, 8)):
         tile = tuning.norm_tile(positions, channels, itemsize)
         assert tile.m & (tile.m - 1) == tile.n & (tile.n - 1) == 0

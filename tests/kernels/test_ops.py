@@ -277,7 +277,7 @@ def test_float32_precision_follows_torch(device, monkeypatch):
         return conv.gemm.arithmetic(window, torch.empty(0, dtype=dtype))["PRECISION"]
 
     functional.linear(torch.ones(1, 1, device=device), torch.ones(1, 1, device=device))
-    monkeypatch.setattr(conv.tuning, "target", lambda: "sm_90")
+    monkeypatch.setattr(conv.tuning, "target", lambda device=None: "sm_90")
     kinds = {2: torch.backends.cudnn.conv, 0: torch.backends.cuda.matmul}
     saved = {axes: kind.fp32_precision for axes, kind in kinds.items()}
     try:
@@ -289,7 +289,7 @@ def test_float32_precision_follows_torch(device, monkeypatch):
     finally:
         for axes, kind in kinds.items():
             kind.fp32_precision = saved[axes]
-    monkeypatch.setattr(conv.tuning, "target", lambda: "gfx90a")  # has no TF32
+    monkeypatch.setattr(conv.tuning, "target", lambda device=None: "gfx90a")  # has no TF32
     assert precision(2, torch.float32) == "ieee"
 
 

@@ -6,12 +6,13 @@ from importlib import resources
 import pytest
 import torch
 
-from kernels import heuristics, table, tuning
+from kernels import backend, heuristics, table, tuning
 from kernels.checks import make_window
 from kernels.tile import OPERATIONS, Product, Tile, fault
 from kernels.tuning import use_tile
 
 pytest.importorskip("kernels.conv", reason="triton is not installed")
+from kernels import norm, pool  # noqa: E402
 from kernels.problem import OPERATIONS as OPERATIONS_OF_A_LAYER  # noqa: E402
 from kernels.problem import Problem  # noqa: E402
 
@@ -65,10 +66,32 @@ def test_a_record_holds_for_its_class_and_is_preferred(monkeypatch, tmp_path):
     product, tile = Product("weight_gradient", "float16", 64, 32, 1100, 9), Tile(16, 32, 64, splits=5)
     monkeypatch.setattr(table, "TUNED", tmp_path)
     table.write(tmp_path / "sm_12.json", "sm_12", [table.Record("", product, tile, {"kind": "estimate"})])
-    monkeypatch.setattr(tuning, "target", lambda: "sm_12")
+    monkeypatch.setattr(tuning, "target", lambda device=None: "sm_12")
     of_depth = lambda depth: tuning.tile("weight_gradient", torch.float16, 64, 32, depth, 9)  # noqa: E731
     assert of_depth(1100) == of_depth(1024) == of_depth(1279) == tile
     assert tile not in (of_depth(1023), of_depth(1280))
+
+
+def test_tiles_are_for_the_device_of_the_tensors_not_the_current_one(monkeypatch):
+    """A process with two kinds of GPU: launchers name the device of their tensors, and each gets its architecture."""
+    asked = []
+    monkeypatch.setattr(tuning, "target", lambda device=None: asked.append(device) or "sm_90")
+    monkeypatch.setattr(backend, "launch", lambda *_, **__: None)
+    problem = Problem(4, 8, 16, (9, 9), make_window("conv2d", (3, 3), 2, 1, 1), torch.float32)
+    tensors = x, _, _ = problem.tensors("meta")
+    for operation in OPERATIONS_OF_A_LAYER:
+        problem.run(operation, *tensors)
+    pool.max_pool(x, make_window("max_pool2d", (3, 3), 3, 0, 1), (3, 3))
+    norm.batch_norm(x, None, None, None, None, None, 1e-5, False)
+    assert len(asked) >= 5 and set(asked) == {torch.device("meta")}
+
+
+def test_each_device_has_its_own_architecture(monkeypatch):
+    monkeypatch.setattr(backend, "INTERPRETING", False)
+    monkeypatch.setattr(tuning, "_architecture", ["sm_80", "sm_90"].__getitem__)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    devices = (None, torch.device("cuda"), torch.device("cuda:0"), torch.device("cuda:1"))
+    assert [tuning.target(device) for device in devices] == ["sm_80", "sm_80", "sm_80", "sm_90"]
 
 
 def test_products_are_what_launchers_ask_for():
@@ -86,7 +109,7 @@ def test_products_are_what_launchers_ask_for():
 @pytest.mark.parametrize("name", TABLES)
 def test_recorded_tiles_are_sound_and_used(name, monkeypatch):
     target = name.removesuffix(".json")
-    monkeypatch.setattr(tuning, "target", lambda: target)
+    monkeypatch.setattr(tuning, "target", lambda device=None: target)
     found = table.read(table.path_of(target), target)
     assert found.records and not found.faults
     for record in found.records.values():
