@@ -93,7 +93,7 @@ def write(path: Path, target: str, records: Iterable[Record]) -> None:
         OSError: the file cannot be written.
     """
     ordered = sorted(records, key=lambda record: dataclasses.astuple(record.product))
-    lines = ",\n".join(json.dumps(_entry(record)) for record in ordered)
+    lines = ",\n".join(json.dumps(entry(record)) for record in ordered)
     text = f'{{"format": {FORMAT}, "target": {json.dumps(target)}, "records": [\n{lines}\n]}}\n'
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -121,7 +121,8 @@ def _by_lines(text: str) -> tuple[Any, list[Any]]:
     return head, entries
 
 
-def _entry(record: Record) -> dict[str, Any]:
+def entry(record: Record) -> dict[str, Any]:
+    """Return a record as JSON has it."""
     tile = {field.name: getattr(record.tile, field.name) for field in dataclasses.fields(Tile)}
     return {"problem": record.problem, **dataclasses.asdict(record.product), "tile": tile, "source": record.source}
 

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from experiments.closeness import Closeness, closeness
@@ -37,13 +36,13 @@ class Contender:
 
     def __init__(self, implementation: str, device: str) -> None:
         self._device = device
-        self._bind = {"triton": _ours, "compile": _compiled, "torch": _aten}[implementation]
+        self._implementation = implementation
         self._call: Call
 
     def prepare(self, problem: Problem, operation: str) -> Closeness:
         """Run an operation once: how close its results are to the truth, by the worst of them."""
         case = _case(problem, self._device)
-        self._call = self._bind(problem, operation, *case.tensors)
+        self._call = call_of(self._implementation, problem, operation, *case.tensors)
         compared = zip(self._call(), case.torchs(operation), *case.truth(operation), strict=True)
         reached = [closeness(*tensors) for tensors in compared]
         return next((c for c in reached if not c.close), max(reached, key=lambda c: c.error - c.allowed))
@@ -72,6 +71,12 @@ class _Case:
         exact = [t.double() for t in self.tensors]
         of = functools.partial(_aten, self._problem, operation)
         return of(*exact)(), of(*(t.abs() for t in exact))()
+
+
+def call_of(implementation: str, problem: Problem, operation: str, x: Tensor, weight: Tensor, dy: Tensor) -> Call:
+    """Return an implementation's call of an operation on tensors that a problem gave; see Contender."""
+    bind = {"triton": _ours, "compile": _compiled, "torch": _aten}[implementation]
+    return bind(problem, operation, x, weight, dy)
 
 
 @functools.lru_cache(maxsize=1)
@@ -154,6 +159,8 @@ def _median_on_cpu(call: Call) -> float:
 def fair_conditions(device: str) -> Iterator[None]:
     """cuDNN at its best, float32 as IEEE has it; on the CPU one thread, unless the environment says more."""
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        from threadpoolctl import threadpool_limits
+
         torch.set_num_threads(1)  # threads that contend for the cores halve the speed of NumPy's small products
         threadpool_limits(1)
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, benchmark_limit=0, allow_tf32=False):

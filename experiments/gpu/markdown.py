@@ -1,0 +1,274 @@
+"""report.md: the tables that go into the documentation, written anew from report.json whenever a step has ended."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from experiments.gpu.plan import STEPS
+from experiments.gpu.report import replace
+
+Record = dict[str, Any]
+PLOT = "estimated-and-measured.png"
+WORST = 10
+DRIFT = 2.0  # measured over estimated from which a layer counts as far off
+
+
+def write_markdown(content: dict[str, Any], folder: Path) -> None:
+    """Write report.md, and its plot where matplotlib is installed."""
+    pairs = pairs_of(content)
+    plotted = len(pairs) > 1 and find_spec("matplotlib") is not None
+    if plotted:
+        from experiments.gpu.figure import draw
+
+        draw(pairs, folder / PLOT, rehearsal=content["rehearsal"])
+    replace(folder / "report.md", markdown(content, plotted))
+
+
+def markdown(content: dict[str, Any], plotted: bool) -> str:
+    machine = next(iter(records(content, "device", what="machine")), {})
+    lines = ["# " + ("Rehearsal of a GPU run" if content["rehearsal"] else f"Measured on {machine.get('device', '?')}")]
+    if content["rehearsal"]:
+        lines += ["", "**No GPU took part.** Times are those of an interpreter on a CPU, for tiny problems."]
+    lines += ["", "| step | | seconds |", "|---|---|---|"]
+    for step in STEPS:
+        state = content["steps"].get(step.name)
+        if state is not None:
+            lines.append(f"| {step.title} | {state.get('status')} | {state.get('seconds', 0):.0f} |")
+    for step in STEPS:
+        section = SECTIONS[step.name](content)
+        if section:
+            lines += ["", f"## {step.title}", "", *section]
+            if step.name == "layers" and plotted:
+                lines += ["", f"![Estimated and measured time of each operation]({PLOT})"]
+    return "\n".join(lines) + "\n"
+
+
+def records(content: dict[str, Any], step: str, **fields: Any) -> Iterable[Record]:
+    found = content["steps"].get(step, {}).get("records", [])
+    return [each for each in found if all(each.get(name) == value for name, value in fields.items())]
+
+
+def pairs_of(content: dict[str, Any]) -> list[Record]:
+    """Return the operations that have an estimate and a time: the records of both, merged, the later ones winning."""
+    estimates = {(e["key"], e["operation"]): e for e in records(content, "ahead") if e.get("estimated_seconds")}
+    measured = {(m["key"], m["operation"]): m for m in records(content, "layers") if not m["fault"]}
+    return [estimates[key] | record for key, record in measured.items() if key in estimates]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Return a Markdown table; floats get three significant digits, None a dash."""
+    cells = [" | ".join(format_cell(value) for value in row) for row in rows]
+    if not cells:
+        return []
+    return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {row} |" for row in cells)]
+
+
+def format_cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def microseconds(record: Record, name: str) -> float | None:
+    value = record.get(name)
+    return None if value is None else float(value) * 1e6
+
+
+def ahead(content: dict[str, Any]) -> list[str]:
+    found = list(records(content, "ahead", what="estimate"))
+    if not found:
+        return []
+    training = [
+        f" A training step takes {each['kernels']} kernels. {each['fault']}"
+        for each in records(content, "ahead", what="training")
+    ]
+    spilling = [f"{each['key']}, {each['operation']}" for each in found if any(e["spills"] for e in each["launches"])]
+    text = (
+        f"{len(found)} operations, {sum(len(each['launches']) for each in found)} launches, for {found[0]['target']}."
+    )
+    text += f" Spilling: {'; '.join(spilling)}." if spilling else " No kernel spills registers."
+    return [text + "".join(training).rstrip()]
+
+
+def device(content: dict[str, Any]) -> list[str]:
+    machine = next(iter(records(content, "device", what="machine")), {})
+    facts = [(name, value) for name, value in machine.items() if name not in ("what", "nvidia-smi")]
+    facts += list(machine.get("nvidia-smi", {}).items())
+    rates = [("copy, GB/s read and written", each["gigabytes"]) for each in records(content, "device", what="copy")]
+    rates += [
+        (f"matrix product {each['arithmetic']} {each['extent']}, TFLOP/s", each["teraflops"])
+        for each in records(content, "device", what="product")
+    ]
+    return table(("", ""), [*facts, *rates])
+
+
+def host(content: dict[str, Any]) -> list[str]:
+    rows = [
+        (each["call"], each["what"], microseconds(each, "host_seconds"), each["fault"])
+        for each in records(content, "host")
+        if each["what"] != "stub"
+    ]
+    stub = [
+        f"By a stub of the driver, which runs nothing: {each['launches']} launches, {each['descriptors']} descriptors"
+        f" for TMA. {each['fault']}"
+        for each in records(content, "host", what="stub")
+    ]
+    return [*stub, *([""] if stub else []), *table(("call", "", "us", ""), rows)]
+
+
+def kernels(content: dict[str, Any]) -> list[str]:
+    rows = [
+        (each["case"], each["dtype"], each.get("error"), each.get("allowed"), each["fault"] or "right")
+        for each in records(content, "kernels")
+    ]
+    return table(("case", "dtype", "largest error", "allowed", ""), rows)
+
+
+def layers(content: dict[str, Any]) -> list[str]:
+    """The heart of the report: each operation's estimate, time, and cuDNN's; how well the estimate ranks them."""
+    pairs = pairs_of(content)
+    lines = agreement(pairs)
+    estimates = {(each["key"], each["operation"]): each for each in records(content, "ahead", what="estimate")}
+    rows = []
+    for each in records(content, "layers"):
+        estimate = estimates.get((each["key"], each["operation"]), {})
+        ours, theirs = microseconds(each, "triton_seconds"), microseconds(each, "torch_seconds")
+        guess = microseconds(estimate, "estimated_seconds")
+        rate = each["flops"] / each["triton_seconds"] / 1e12 if ours else None
+        rows.append((
+            each["key"], each["operation"], guess, ours, ours / guess if ours and guess else None, theirs,
+            ours / theirs if ours and theirs else None, rate, microseconds(each, "triton_host_seconds"),
+            estimate.get("limit"), each["fault"] or "",
+        ))  # fmt: skip
+    header = (
+        "layer", "operation", "estimate, us", "ours, us", "ours / estimate", "cuDNN, us", "ours / cuDNN", "TFLOP/s",
+        "host, us", "limit by the estimate", "",
+    )  # fmt: skip
+    return [*lines, *([""] if lines else []), *table(header, rows)]
+
+
+def agreement(pairs: Sequence[Record]) -> list[str]:
+    """Return how estimates and times agree: rank correlation, median error, and the worst with their pipes."""
+    if len(pairs) < 2:
+        return []
+    ratios = [each["triton_seconds"] / each["estimated_seconds"] for each in pairs]
+    against = [each["triton_seconds"] / each["torch_seconds"] for each in pairs if each.get("torch_seconds")]
+    rank = rank_correlation([e["estimated_seconds"] for e in pairs], [e["triton_seconds"] for e in pairs])
+    lines = [
+        f"{len(pairs)} operations: rank correlation of estimate and time {rank:.3f}; median of measured / estimated"
+        f" {statistics.median(ratios):.2f}; median error {100 * statistics.median(abs(r - 1) for r in ratios):.0f} %;"
+        f" geometric mean of ours / cuDNN {math.exp(statistics.fmean(map(math.log, against))):.2f}."
+    ]
+    worst = sorted(pairs, key=lambda e: -abs(math.log(e["triton_seconds"] / e["estimated_seconds"])))[:WORST]
+    rows = []
+    for each in worst:
+        longest = max(each["launches"], key=lambda launch: launch["estimated_seconds"] or 0.0)
+        total = sum(longest["cycles"].values()) or 1.0
+        busiest = sorted(longest["cycles"].items(), key=lambda item: -item[1])[:3]
+        pipes = [f"{name} {100 * cycles / total:.0f} %" for name, cycles in busiest if cycles]
+        rows.append((
+            each["key"], each["operation"], each["triton_seconds"] / each["estimated_seconds"], longest["kernel"],
+            "x".join(map(str, longest["block"])), ", ".join(pipes),
+        ))  # fmt: skip
+    header = ("farthest from the estimate", "operation", "measured / estimated", "kernel", "block", "estimated pipes")
+    return [*lines, "", *table(header, rows)]
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return Spearman's rank correlation; equal values share the mean of their ranks."""
+    return pearson(ranks(a), ranks(b))
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    first = {value: ordered.index(value) for value in set(values)}
+    return [first[value] + (ordered.count(value) - 1) / 2 for value in values]
+
+
+def pearson(a: Sequence[float], b: Sequence[float]) -> float:
+    try:
+        return statistics.correlation(a, b)
+    except statistics.StatisticsError:  # one of them is constant
+        return float("nan")
+
+
+def tests(content: dict[str, Any]) -> list[str]:
+    shares = {each["share"]: each for each in records(content, "tests", what="counts")}  # the last counts of each
+    if not shares:
+        return []
+    collected = sum({e["share"]: e["tests"] for e in records(content, "tests", what="collected")}.values())
+    counts = {
+        name: sum(each.get(name, 0) for each in shares.values()) for name in ("passed", "failed", "errors", "skipped")
+    }
+    text = ", ".join(f"{count} {name}" for name, count in counts.items())
+    failures = [(each["test"], each["when"], each["message"]) for each in records(content, "tests", what="failure")]
+    return [f"{text}, of {collected} tests.", *([""] if failures else []), *table(("test", "", "message"), failures)]
+
+
+def training(content: dict[str, Any]) -> list[str]:
+    rows = []
+    for each in records(content, "training"):
+        milli = {
+            name: 1e3 * each[name] if each.get(name) else None for name in ("seconds", "host_seconds", "graph_seconds")
+        }
+        rows.append((
+            each["batch"], each["implementation"], each.get("first_seconds"), *milli.values(),
+            each.get("images_per_second"), each["peak_bytes"] / 2**30 if "peak_bytes" in each else None,
+            each["fault"] or each.get("graph_fault", ""),
+        ))  # fmt: skip
+    header = ("N", "", "first step, s", "step, ms", "host, ms", "CUDA graph, ms", "images/s", "peak, GiB", "")
+    return table(header, rows)
+
+
+def tuning(content: dict[str, Any]) -> list[str]:
+    rows = []
+    for each in records(content, "tuning"):
+        figures = each.get("figures", {})
+        rows.append((
+            each["key"], each["operation"], each["measured_over_estimated"], figures.get("heuristic microseconds"),
+            figures.get("microseconds"), each.get("tile"), each["fault"],
+        ))  # fmt: skip
+    header = ("layer", "operation", "measured / estimated", "before, us", "tuned, us", "tile", "")
+    return table(header, rows)
+
+
+def fit(content: dict[str, Any]) -> list[str]:
+    rows = [(each["seconds"], each["test_accuracy"], each["fault"]) for each in records(content, "fit")]
+    return table(("seconds", "test accuracy", ""), rows)
+
+
+def sanitizer(content: dict[str, Any]) -> list[str]:
+    found = records(content, "sanitizer")
+    return table(("tool", "errors", ""), [(e["tool"], e["errors"], e["fault"] or e.get("note", "")) for e in found])
+
+
+def profiler(content: dict[str, Any]) -> list[str]:
+    found = list(records(content, "profiler"))
+    names = [name for each in found for name in each if name not in ("kernel", "fault", "note")]
+    names = list(dict.fromkeys(names))
+    rows = [(e["kernel"], *(e.get(name) for name in names), e["fault"] or e.get("note", "")) for e in found]
+    return table(("kernel", *(n if n == "nanoseconds" else f"{n}, %" for n in names), ""), rows)
+
+
+def compile(content: dict[str, Any]) -> list[str]:
+    rows = []
+    for each in records(content, "compile"):
+        ours, theirs = microseconds(each, "triton_seconds"), microseconds(each, "compile_seconds")
+        rows.append(
+            (each["key"], each["operation"], ours, theirs, ours / theirs if ours and theirs else None, each["fault"])
+        )
+    return table(("layer", "operation", "ours, us", "torch.compile, us", "ours / torch.compile", ""), rows)
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "device": device, "host": host, "ahead": ahead, "kernels": kernels, "layers": layers, "tests": tests,
+    "training": training, "tuning": tuning, "fit": fit, "sanitizer": sanitizer, "profiler": profiler,
+    "compile": compile,
+}  # fmt: skip

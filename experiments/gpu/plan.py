@@ -1,0 +1,54 @@
+"""The steps of a GPU run, most valuable first, and what each may take."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from shutil import which
+from typing import NamedTuple
+
+
+class Step(NamedTuple):
+    """A step, which is the module experiments.gpu.steps.NAME.
+
+    Args:
+        name: of the step and its module.
+        title: of its section in the report.
+        limit: seconds that it may take on a GPU.
+        packages, programs: that it needs; it is skipped where one is missing.
+        background: True if it runs beside the steps that follow, until one of them waits for it.
+        waits: True if it waits for the step in the background.
+        rehearsal: seconds that its rehearsal may take.
+    """
+
+    name: str
+    title: str
+    limit: int
+    packages: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+    background: bool = False
+    waits: bool = False
+    rehearsal: int = 120
+
+    @property
+    def missing(self) -> list[str]:
+        """Packages and programs that this machine lacks."""
+        packages = [name for name in self.packages if find_spec(name) is None]
+        return packages + [name for name in self.programs if which(name) is None]
+
+
+TRAINER = ("lightning", "jsonargparse", "torchmetrics", "tensorboard", "torchvision", "sklearn", "skimage")
+
+STEPS = (
+    Step("device", "Device", 30),
+    Step("host", "Host time of a launch", 30),
+    Step("ahead", "Compiled ahead, with estimates", 90, background=True),
+    Step("kernels", "Every kernel against float64", 75),
+    Step("layers", "Layers: estimate, measured, cuDNN", 130, waits=True),
+    Step("tests", "The kernels' tests, compiled", 130, packages=("pytest", "hypothesis")),
+    Step("training", "A training step of ResNet-50", 80),
+    Step("tuning", "Tuning where estimate and clock disagree", 45),
+    Step("fit", "Training on digits", 40, packages=TRAINER),
+    Step("sanitizer", "compute-sanitizer", 45, programs=("compute-sanitizer",)),
+    Step("profiler", "Nsight Compute", 40, programs=("ncu",)),
+    Step("compile", "torch.compile on layers", 60),
+)

@@ -1,0 +1,115 @@
+"""A training step of ResNet-50, ours beside torch.nn's: first step, steady step, host time, CUDA graph, memory."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+
+from experiments.gpu.step import DEVICE, REHEARSAL, earlier, interpret_in_rehearsal, reason, record
+
+if __name__ == "__main__":  # not where its kernels are compiled ahead
+    interpret_in_rehearsal()
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+import kernels  # noqa: E402
+from experiments.gpu.timing import capture, elapsed, synchronize  # noqa: E402
+from lightning_modules.architectures import ResNet18, ResNet50  # noqa: E402
+from lightning_modules.architectures.plain import plain  # noqa: E402
+
+BATCHES = (2,) if REHEARSAL else (32, 128)
+SIDE = 32 if REHEARSAL else 224
+DTYPE = torch.float32 if REHEARSAL else torch.float16
+STEPS = 1 if REHEARSAL else 10
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return ResNet18(classes=10, width=0.125) if REHEARSAL else ResNet50()
+
+
+def prepared(model: nn.Module, device: str) -> nn.Module:
+    """Return a copy of a model as it is trained: channels-last, its parameters in DTYPE."""
+    return copy.deepcopy(model).to(device, DTYPE).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+
+
+def step_of(model: nn.Module, batch: int, device: str) -> Callable[[], None]:
+    """Return a training step: cross-entropy of random images, SGD. In float16 without scaling, as only time counts."""
+    shape = (batch, 3, SIDE, SIDE)
+    images = torch.randn(shape, device=device).to(DTYPE).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (batch,), device=device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        loss = F.cross_entropy(model(images).float(), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    return step
+
+
+def measure(name: str, model: nn.Module, batch: int) -> dict[str, object]:
+    """Return what a training step takes, in seconds and bytes."""
+    step = step_of(prepared(model, DEVICE), batch, DEVICE)
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    synchronize()
+    started = time.perf_counter()
+    step()
+    synchronize()
+    found: dict[str, object] = {"first_seconds": time.perf_counter() - started}
+    for _ in range(0 if REHEARSAL else 3):
+        step()
+    steady = []
+    for _ in range(1 if REHEARSAL else 3):
+        synchronize()
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            step()
+        host = time.perf_counter() - started
+        synchronize()
+        steady.append(((time.perf_counter() - started) / STEPS, host / STEPS))
+    found["seconds"], found["host_seconds"] = min(steady)
+    found["images_per_second"] = batch / min(steady)[0]
+    if DEVICE == "cuda":
+        found["peak_bytes"] = torch.cuda.max_memory_allocated()
+        found |= graphed(step)
+    return found
+
+
+def graphed(step: Callable[[], None]) -> dict[str, object]:
+    """Return the time of a step as a CUDA graph, or why there is none."""
+    try:
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        graph = capture([step])
+        return {"graph_seconds": min(elapsed(graph.replay) for _ in range(10))}
+    except RuntimeError as error:
+        return {"graph_fault": reason(error)}
+
+
+def main() -> int:
+    done = {(each["implementation"], each["batch"]) for each in earlier("training") if not each["fault"]}
+    torch.backends.cudnn.benchmark = True
+    for batch in BATCHES:
+        for name, backend in (("torch", "torch"), ("triton", "triton")):
+            if (name, batch) in done:
+                continue
+            what = {"implementation": name, "batch": batch}
+            try:
+                model = plain(network()) if name == "torch" else network()
+                with kernels.use_backend(backend):
+                    record(**what, fault="", **measure(name, model, batch))
+            except Exception as error:  # a compiler, a driver, or memory: the other measurement can go on
+                record(**what, fault=reason(error))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

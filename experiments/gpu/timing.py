@@ -1,0 +1,103 @@
+"""How long a GPU works on a call, without the host: the calls of a CUDA graph, on inputs that L2 does not hold."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from experiments.gpu.step import DEVICE
+
+REPLAYS = 7
+LEAST = 10  # calls in a graph
+COPIES = 64  # of the inputs, at most
+
+Call = Callable[[], object]
+
+
+class Timing(NamedTuple):
+    """Seconds of a call: of the device, and of the host that launches it; and how the device was timed."""
+
+    device: float
+    host: float
+    how: str
+
+
+def copies_of(tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Return the tensors as often as it takes to fill the L2 cache, so that no call finds its inputs there."""
+    copies = 1
+    if DEVICE == "cuda":
+        cache = torch.cuda.get_device_properties().L2_cache_size
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        copies = min(COPIES, math.ceil(cache / max(1, size)) + 1)
+    return [tuple(tensors), *(tuple(tensor.clone() for tensor in tensors) for _ in range(copies - 1))]
+
+
+def timed(calls: Sequence[Call]) -> Timing:
+    """Time calls that do the same to different tensors: the median over replays of a graph of all of them.
+
+    Where they cannot be captured, events around the same calls are read, which then wait for the host too.
+    """
+    for call in calls[:2]:
+        call()  # compile, and let cuDNN choose
+    host = host_seconds(calls, rounds=5 if DEVICE == "cuda" else 1)
+    if DEVICE == "cpu":
+        return Timing(host, host, "CPU")
+    calls = [calls[number % len(calls)] for number in range(max(LEAST, len(calls)))]
+    try:
+        graph = capture(calls)
+    except RuntimeError as error:
+        seconds = [elapsed(lambda: [call() for call in calls]) for _ in range(REPLAYS)]
+        return Timing(statistics.median(seconds) / len(calls), host, f"events ({str(error).splitlines()[0][:80]})")
+    graph.replay()
+    seconds = [elapsed(graph.replay) for _ in range(REPLAYS)]
+    return Timing(statistics.median(seconds) / len(calls), host, "graph")
+
+
+def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
+    """Capture calls that have run before, one after another.
+
+    Raises:
+        RuntimeError: one cannot be captured.
+    """
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph
+
+
+def elapsed(run: Call) -> float:
+    """Return the seconds between events before and after, when all is done."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def host_seconds(calls: Sequence[Call], rounds: int) -> float:
+    """Return the seconds that a call keeps the host, the least of some rounds; the device may lag behind."""
+    calls = calls[:10]
+    best = float("inf")
+    for _ in range(rounds):
+        synchronize()
+        started = time.perf_counter()
+        for call in calls:
+            call()
+        best = min(best, (time.perf_counter() - started) / len(calls))
+    synchronize()
+    return best
+
+
+def synchronize() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
