@@ -15,6 +15,7 @@ HAS_GPU = torch.cuda.is_available()
 # The environment, and not an option of pytest: it is needed before the first import of triton, and in xdist's workers.
 INTERPRET = not HAS_GPU and os.environ.get("CONVNETS_TESTS") != "compiled"
 DEVICE = "cpu" if INTERPRET else "cuda"
+NEEDS_GPU = "needs a GPU"
 if INTERPRET:
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
@@ -33,7 +34,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if DEVICE == "cuda" and not HAS_GPU:
         for item in items:
             if "device" in item.fixturenames:
-                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+                item.add_marker(pytest.mark.skip(reason=NEEDS_GPU))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the number of tests that were skipped for want of a GPU."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if count := sum(NEEDS_GPU in str(report.longrepr) for report in skipped):
+        terminalreporter.write_line(f"{count} tests skipped: each {NEEDS_GPU}, and there is none")
 
 
 @pytest.fixture
