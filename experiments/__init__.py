@@ -5,6 +5,7 @@ TOOLS = {  # besides: the module whose main(arguments) -> exit code is the comma
     "bench": "experiments.bench",
     "figures": "experiments.gallery",
     "gabor": "experiments.gabor",
+    "gpu": "experiments.gpu",
     "inspect": "experiments.inspection",
     "results": "experiments.results",
     "summary": "experiments.summary",

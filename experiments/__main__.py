@@ -16,7 +16,7 @@ from experiments import COMMANDS, TOOLS
 
 HELP = """\
 usage: convnets {fit,validate,test,predict} --config RECIPE [options]
-       convnets {bench,figures,gabor,inspect,results,summary,tune} [options]
+       convnets {bench,figures,gabor,gpu,inspect,results,summary,tune} [options]
 
 Train and evaluate convolutional networks whose layers are Triton kernels.
 
@@ -28,6 +28,7 @@ commands:
   bench       check and time the kernels on the layers of classic networks; see convnets bench --help
   figures     the figures of the lecture, each an experiment with numbers; see convnets figures --help
   gabor       how closely learned kernels resemble Gabor functions, in any checkpoint; see convnets gabor --help
+  gpu         what a GPU shows of the kernels in a few minutes, as a report; see convnets gpu --help
   inspect     compile kernels for any GPU and estimate how fast they can be; see convnets inspect --help
   results     run every recipe with several seeds and hold it to what it expects; see convnets results --help
   summary     volumes, receptive fields, parameters and work of a network's layers; see convnets summary --help

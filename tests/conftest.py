@@ -1,15 +1,25 @@
-"""Every test runs seeded, with deterministic algorithms and NaN in fresh memory; interpreted where there is no GPU."""
+"""Every test runs seeded, with deterministic algorithms and NaN in fresh memory; interpreted where there is no GPU.
+
+With CONVNETS_TESTS=compiled in the environment nothing is interpreted, whatever the machine. Where it has no GPU, the
+tests that need one are skipped. The others must pass, as they must on a machine with a GPU: there a CPU tensor cannot
+run on the Triton backend.
+"""
 
 import os
+import random
 
+import numpy as np
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
+HAS_GPU = torch.cuda.is_available()
+# The environment, and not an option of pytest: it is needed before the first import of triton, and in xdist's workers.
+INTERPRET = not HAS_GPU and os.environ.get("CONVNETS_TESTS") != "compiled"
+DEVICE = "cpu" if INTERPRET else "cuda"
+NEEDS_GPU = "needs a GPU"
+if INTERPRET:
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
 
-import lightning  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
@@ -17,6 +27,21 @@ from kernels import backend  # noqa: E402
 
 settings.register_profile("convnets", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("convnets")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests on `device` where that is a GPU that the machine lacks."""
+    if DEVICE == "cuda" and not HAS_GPU:
+        for item in items:
+            if "device" in item.fixturenames:
+                item.add_marker(pytest.mark.skip(reason=NEEDS_GPU))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the number of tests that were skipped for want of a GPU."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if count := sum(NEEDS_GPU in str(report.longrepr) for report in skipped):
+        terminalreporter.write_line(f"{count} tests skipped: each {NEEDS_GPU}, and there is none")
 
 
 @pytest.fixture
@@ -30,7 +55,8 @@ def reproducible():
 
     float32 is IEEE's on both sides: how much TF32 an algorithm of cuDNN uses is its own choice.
     """
-    lightning.seed_everything(0, verbose=False)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.allow_tf32 = False
     yield

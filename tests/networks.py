@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels import use_backend
 from lightning_modules import architectures
 from tests.closeness import assert_as_exact_as_torch
+from tests.determinism import backend_to_compare
 
 ARCHITECTURES = [name for name in architectures.__all__ if isinstance(getattr(architectures, name), type)]
 
@@ -45,7 +45,7 @@ def run(model: nn.Module, x: Tensor, choice: str) -> dict[str, Tensor]:
     """Output, gradients of input and parameters, and buffers after a step in the mode that the model is in."""
     model = copy.deepcopy(model)
     x = x.clone().requires_grad_()
-    with use_backend(choice):
+    with backend_to_compare(choice):
         y = torch.cat([output.flatten() for output in outputs_of(model, x)])
         weights = torch.linspace(-1, 1, y.numel(), device=x.device, dtype=x.dtype)
         (y * weights).sum().backward()

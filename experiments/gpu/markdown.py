@@ -30,15 +30,14 @@ def write_markdown(content: dict[str, Any], folder: Path) -> None:
 
 
 def markdown(content: dict[str, Any], plotted: bool) -> str:
-    machine = next(iter(records(content, "device", what="machine")), {})
-    lines = ["# " + ("Rehearsal of a GPU run" if content["rehearsal"] else f"Measured on {machine.get('device', '?')}")]
+    title = "Rehearsal of a GPU run" if content["rehearsal"] else f"Measured on {content['machine']['device']}"
+    lines = [f"# {title}"]
     if content["rehearsal"]:
         lines += ["", "**No GPU took part.** Times are those of an interpreter on a CPU, for tiny problems."]
-    lines += ["", "| step | | seconds |", "|---|---|---|"]
-    for step in STEPS:
-        state = content["steps"].get(step.name)
-        if state is not None:
-            lines.append(f"| {step.title} | {state.get('status')} | {state.get('seconds', 0):.0f} |")
+    states = [(step.title, content["steps"][step.name]) for step in STEPS if step.name in content["steps"]]
+    rows = [(title, state["status"], f"{state['seconds']:.0f}") for title, state in states]
+    lines += ["", ", ".join(f"{name} {value}" for name, value in content["machine"].items()) + "."]
+    lines += ["", *table(("step", "", "seconds"), rows)]
     for step in STEPS:
         section = SECTIONS[step.name](content)
         if section:
@@ -106,7 +105,11 @@ def device(content: dict[str, Any]) -> list[str]:
         (f"matrix product {each['arithmetic']} {each['extent']}, TFLOP/s", each["teraflops"])
         for each in records(content, "device", what="product")
     ]
-    return table(("", ""), [*facts, *rates])
+    clocks = [
+        (f"{name}: least, median, most", ", ".join(f"{value:.0f}" for value in values))
+        for name, values in content.get("clocks", {}).items()
+    ]
+    return table(("", ""), [*facts, *rates, *clocks])
 
 
 def host(content: dict[str, Any]) -> list[str]:

@@ -32,8 +32,11 @@ class Step(NamedTuple):
     @property
     def missing(self) -> list[str]:
         """Packages and programs that this machine lacks."""
-        packages = [name for name in self.packages if find_spec(name) is None]
-        return packages + [name for name in self.programs if which(name) is None]
+        return self.missing_packages + [name for name in self.programs if which(name) is None]
+
+    @property
+    def missing_packages(self) -> list[str]:
+        return [name for name in self.packages if find_spec(name) is None]
 
 
 TRAINER = ("lightning", "jsonargparse", "torchmetrics", "tensorboard", "torchvision", "sklearn", "skimage")

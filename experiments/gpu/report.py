@@ -19,27 +19,33 @@ class Report:
     Args:
         folder: of report.json, which is read where it exists.
         rehearsal: True if nothing in it was measured on a GPU.
+        machine: device and versions, which all results of a folder have in common.
+        afresh: True if an earlier report is to be replaced.
 
     Raises:
-        ValueError: the file there is no report, or one of the other kind.
+        ValueError: the file there is no report, or one of another machine or kind.
     """
 
-    def __init__(self, folder: Path, rehearsal: bool) -> None:
+    def __init__(self, folder: Path, rehearsal: bool, machine: dict[str, str], afresh: bool) -> None:
         self._path = folder / "report.json"
-        self.content: dict[str, Any] = {"format": FORMAT, "rehearsal": rehearsal, "machine": {}, "steps": {}}
+        self.content: dict[str, Any] = {"format": FORMAT, "rehearsal": rehearsal, "machine": machine, "steps": {}}
         self._written = 0.0
-        if self._path.exists():
-            self.content = self._read(rehearsal)
+        if self._path.exists() and not afresh:
+            self.content = self._read()
 
-    def _read(self, rehearsal: bool) -> dict[str, Any]:
+    def _read(self) -> dict[str, Any]:
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-            sound = content["format"] == FORMAT and isinstance(content["steps"], dict)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"--output: {self._path} is no report of this command: {error}") from error
-        if not sound or content["rehearsal"] != rehearsal:
-            kind = "a rehearsal" if content.get("rehearsal") else "a GPU run"
-            raise ValueError(f"--output: {self._path} is of {kind} (format {content['format']}): name another folder")
+            content: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
+            earlier = {name: content[name] for name in ("format", "rehearsal", "machine")}
+            steps = content["steps"].values()
+            sound = all(isinstance(step["records"], list) and isinstance(step["status"], str) for step in steps)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            sound = False
+        if not sound:
+            raise ValueError(f"{self._path} is no report of this command: name another --output")
+        for name, value in earlier.items():
+            if value != self.content[name]:
+                raise ValueError(f"{self._path} has {name} {value}, not {self.content[name]}: name another --output")
         return content
 
     def is_done(self, step: str) -> bool:
@@ -52,7 +58,8 @@ class Report:
         self.write()
 
     def end(self, step: str, status: str, seconds: float) -> None:
-        self.content["steps"].setdefault(step, {"records": []}).update(status=status, seconds=round(seconds, 2))
+        state = self.content["steps"].setdefault(step, {"records": []})
+        state.update(status=status, seconds=round(seconds, 2))
         self.write()
 
     def add(self, step: str, record: dict[str, Any]) -> None:

@@ -10,17 +10,21 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
+from experiments.gpu import bundle, clocks
 from experiments.gpu.markdown import write_markdown
 from experiments.gpu.plan import STEPS, Step
 from experiments.gpu.report import DONE, Report
 from experiments.gpu.step import MARK
+from experiments.interruption import termination_interrupts
 
 CLOSING = 5.0  # seconds that the report takes at the end
 LEAST = 5.0  # seconds without which a step is not begun
 FOLDERS = {False: Path("gpu-report"), True: Path("build/gpu-rehearsal")}
+HARMLESS = (DONE, "skipped", "no time left", "stopped")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -31,115 +35,146 @@ def run(options: argparse.Namespace) -> int:
         KeyboardInterrupt: after writing the report of what was done until then.
     """
     deadline = time.monotonic() + 60 * options.minutes - CLOSING
-    if not options.rehearse:
-        check_gpu()
     folder = options.output or FOLDERS[options.rehearse]
+    machine = describe_machine(options.rehearse)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        report = Report(folder, options.rehearse)
+        afresh = options.again and options.step is None
+        report = Report(folder, options.rehearse, machine, afresh)
         report.write()
-        log = (folder / "log.txt").open("a", encoding="utf-8")
+        if afresh:
+            (folder / "clocks.csv").unlink(missing_ok=True)
+        log = (folder / "log.txt").open("w" if afresh else "a", encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--output {folder}: {error.strerror}") from error
-    chosen = [step for step in STEPS if options.step is None or step.name in options.step]
-    background: list[Running] = []
-    with log:
+    environment = bundle.unpacked(Path.cwd())
+    with log, termination_interrupts(), clocks.watched(folder / "clocks.csv"):
         try:
-            for step in chosen:
-                if report.is_done(step.name) and not options.again:
-                    say(log, f"{step.name}: done before")
-                    continue
-                if step.waits:
-                    finish(background, report, log)
-                running = begin(step, options, report, folder, log, deadline)
-                if running is None:
-                    continue
-                background.append(running)
-                if not step.background:
-                    finish([background.pop()], report, log)
-                write_markdown(report.content, folder)
-            finish(background, report, log)
-        except BaseException:
-            for each in background:
-                each.kill()
-                report.end(each.step.name, "interrupted", each.seconds)
-            raise
+            runner = Runner(options, report, folder, log, deadline, environment)
+            return runner.run([step for step in STEPS if options.step is None or step.name in options.step])
         finally:
+            report.content["clocks"] = clocks.summary(folder / "clocks.csv")
+            report.write()
             write_markdown(report.content, folder)
-        at_fault = [step.name for step in chosen if is_at_fault(report, step.name)]
-        say(log, f"{folder / 'report.md'}: " + (f"at fault: {', '.join(at_fault)}" if at_fault else "nothing at fault"))
-    return int(bool(at_fault))
+            print(f"report: {folder / 'report.md'}")
 
 
-def check_gpu() -> None:
-    """Raises ValueError where this machine has no GPU that PyTorch and Triton can use."""
+def describe_machine(rehearse: bool) -> dict[str, str]:
+    """Return what the results of a folder must have in common: device and versions.
+
+    Raises:
+        ValueError: there is no GPU that PyTorch can use, and this is no rehearsal.
+    """
     import torch
 
-    if not torch.cuda.is_available():
+    if not rehearse and not torch.cuda.is_available():
         raise ValueError("there is no GPU here that PyTorch can use: --rehearse runs the same steps without one")
+    device = "none" if rehearse else torch.cuda.get_device_name()
+    return {"device": device, "torch": torch.__version__, "triton": version("triton")}
 
 
-def is_at_fault(report: Report, name: str) -> bool:
-    """Return True if a step failed, or found something wrong; not if it was skipped or ran out of time."""
-    status = report.content["steps"].get(name, {}).get("status", "")
-    faults = [each for each in report.records(name) if each.get("fault")]
-    faults += list(report.records(name, what="failure"))
-    return status.startswith("failed") or bool(faults)
+class Runner:
+    """Runs steps one after another, some in the background.
 
+    Args:
+        environment: for their processes, besides this one's.
+    """
 
-def begin(
-    step: Step, options: argparse.Namespace, report: Report, folder: Path, log: IO[str], deadline: float
-) -> Running | None:
-    """Start a step; None, and its status in the report, where it lacks something or time."""
-    if step.missing and not options.rehearse:
-        status = f"skipped: {', '.join(step.missing)} is not installed"
-    elif (left := deadline - time.monotonic()) < LEAST:
-        status = "no time left"
-    else:
-        limit = min(step.rehearsal if options.rehearse else step.limit, left)
-        report.begin(step.name, again=options.again)
-        return Running(step, limit, options.rehearse, report, folder, log)
-    report.begin(step.name, again=False)
-    report.end(step.name, status, 0.0)
-    say(log, f"{step.name}: {status}")
-    return None
+    def __init__(
+        self, options: argparse.Namespace, report: Report, folder: Path, log: IO[str], deadline: float,
+        environment: dict[str, str],
+    ) -> None:  # fmt: skip
+        self._options, self._report, self._folder, self._log = options, report, folder, log
+        self._deadline = deadline
+        self._environment = environment
+        self._active: list[Running] = []
 
+    def run(self, steps: list[Step]) -> int:
+        try:
+            for step in steps:
+                if self._report.is_done(step.name) and not self._options.again:
+                    self._say(f"{step.name}: done before")
+                    continue
+                if step.waits:
+                    self._finish_all()
+                running = self._begin(step)
+                if running is not None and not step.background:
+                    self._finish(running)
+            self._finish_all()
+        finally:
+            for each in self._active:
+                each.kill()
+                self._report.end(each.step.name, "interrupted", each.seconds)
+        at_fault = [step.name for step in steps if self._is_at_fault(step)]
+        self._say(f"at fault: {', '.join(at_fault)}" if at_fault else "nothing at fault")
+        return int(bool(at_fault))
 
-def finish(running: list[Running], report: Report, log: IO[str]) -> None:
-    """Wait for steps, and note in the report how they ended."""
-    while running:
-        each = running[0]
-        status = each.wait()
-        report.end(each.step.name, status, each.seconds)
-        say(log, f"{each.step.name}: {status} after {each.seconds:.0f} s of {each.limit:.0f}")
-        running.pop(0)
+    def _begin(self, step: Step) -> Running | None:
+        """Start a step; None, and its status in the report, where it lacks something or time."""
+        missing = step.missing_packages if self._options.rehearse else step.missing
+        left = self._deadline - time.monotonic()
+        if missing or left < LEAST:
+            status = f"skipped: {', '.join(missing)} is not installed" if missing else "no time left"
+            self._report.end(step.name, status, 0.0)
+            self._say(f"{step.name}: {status}")
+            return None
+        limit = min(step.rehearsal if self._options.rehearse else step.limit, left)
+        self._report.begin(step.name, again=self._options.again)
+        running = Running(step, limit, self._environment | self._environment_of_steps(), self._report, self._log)
+        self._active.append(running)
+        return running
 
+    def _environment_of_steps(self) -> dict[str, str]:
+        return {
+            "CONVNETS_GPU_REPORT": str(self._folder / "report.json"),
+            "CONVNETS_GPU_REHEARSAL": "1" if self._options.rehearse else "0",
+        }
 
-def say(log: IO[str], text: str) -> None:
-    for file in (log, sys.stdout):
-        file.write(text + "\n")
-        file.flush()
+    def _finish_all(self) -> None:
+        while self._active:
+            self._finish(self._active[0])
+
+    def _finish(self, running: Running) -> None:
+        """Wait for a step, and note in the report how it ended."""
+        status = running.wait()
+        self._active.remove(running)
+        self._report.end(running.step.name, status, running.seconds)
+        self._say(f"{running.step.name}: {status} after {running.seconds:.0f} s of {running.limit:.0f}")
+        write_markdown(self._report.content, self._folder)
+
+    def _is_at_fault(self, step: Step) -> bool:
+        """Return True if a step failed or found something wrong; in a rehearsal also if it took too long."""
+        status = self._report.content["steps"].get(step.name, {}).get("status", "")
+        harmless = HARMLESS[:2] if self._options.rehearse else HARMLESS
+        faults = [each for each in self._report.records(step.name) if each.get("fault")]
+        return not status.startswith(harmless) or bool(faults or [*self._report.records(step.name, what="failure")])
+
+    def _say(self, text: str) -> None:
+        for file in (self._log, sys.stdout):
+            file.write(text + "\n")
+            file.flush()
 
 
 class Running:
     """A step in its process, and what it prints: records for the report, anything else for the log."""
 
-    def __init__(self, step: Step, limit: float, rehearse: bool, report: Report, folder: Path, log: IO[str]) -> None:
-        self.step, self.limit, self.seconds = step, limit, 0.0
+    def __init__(self, step: Step, limit: float, environment: dict[str, str], report: Report, log: IO[str]) -> None:
+        self.step, self.limit = step, limit
         self._report, self._log = report, log
         self._started = time.monotonic()
-        environment = os.environ | {
-            "CONVNETS_GPU_REPORT": str(folder / "report.json"), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1",
-            "CONVNETS_GPU_REHEARSAL": "1" if rehearse else "0",
-        }  # fmt: skip
-        environment.pop("TRITON_INTERPRET", None)
+        inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"experiments.gpu.steps.{step.name}"],
-            env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=inherited | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"} | environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -153,13 +188,12 @@ class Running:
     def wait(self) -> str:
         """Return how the step ended, at its limit at the latest."""
         try:
-            code = self._process.wait(max(0.0, self._started + self.limit - time.monotonic()))
+            code = self._process.wait(max(0.0, self.limit - self.seconds))
             status = DONE if code == 0 else f"failed with exit code {code}"
         except subprocess.TimeoutExpired:
             status = f"stopped at its limit of {self.limit:.0f} s"
-        self.kill()  # what it may have left
+        self.kill()  # with what it may have left
         self._reader.join(timeout=5)
-        self.seconds = time.monotonic() - self._started
         return status
 
     def kill(self) -> None:

@@ -1,7 +1,9 @@
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 
@@ -30,7 +32,10 @@ Convnets = Callable[..., Outcome]
 
 @pytest.fixture
 def convnets(monkeypatch, tmp_path, capfd) -> Convnets:
-    """The command in this process, in an empty directory and on the torch backend."""
+    """Run the command in this process, in an empty directory and on the torch backend.
+
+    A command may set TRITON_INTERPRET, which must not reach the tests after it.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CONVNETS_BACKEND", "torch")
     monkeypatch.delenv("CONVNETS_DEBUG", raising=False)
@@ -38,7 +43,7 @@ def convnets(monkeypatch, tmp_path, capfd) -> Convnets:
     def call(*args: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["convnets", *args])
         capfd.readouterr()
-        with use_backend("torch"):
+        with use_backend("torch"), mock.patch.dict(os.environ):
             code = main()
         return Outcome(code, *capfd.readouterr())
 

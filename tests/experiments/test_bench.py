@@ -21,6 +21,7 @@ from kernels.shape import Window
 conv = pytest.importorskip("kernels.conv", reason="triton is not installed")
 
 OURS = "triton" if torch.cuda.is_available() else "interpreted"
+on_device = pytest.mark.usefixtures("device")  # the command takes the GPU where there is one
 SMALL = ("--architecture", "lenet", "--layer", "fc2", "--repeats", "2")
 
 
@@ -60,6 +61,7 @@ def test_measures_a_layer_as_a_user_starts_it(tmp_path):
     assert f"{OURS} / torch" in run.stdout and re.search(r"lenet +│ step +│ +1 │", run.stdout)
 
 
+@on_device
 def test_what_is_wrong_gets_no_time(convnets, monkeypatch):
     right = conv.forward
     monkeypatch.setattr(conv, "forward", lambda *args: right(*args) + 1)
@@ -71,6 +73,7 @@ def test_what_is_wrong_gets_no_time(convnets, monkeypatch):
     assert all(row["median_ms"] and not row["fault"] for row in others)
 
 
+@on_device
 def test_what_fails_does_not_stop_the_others(convnets, monkeypatch):
     def fail(*_):
         raise RuntimeError("out of resource: shared memory\nand more")
@@ -81,6 +84,7 @@ def test_what_fails_does_not_stop_the_others(convnets, monkeypatch):
     assert [row["fault"] for row in rows_of("it.csv")] == ["failed: out of resource: shared memory", ""]
 
 
+@on_device
 def test_interrupted_it_keeps_what_was_measured(convnets, monkeypatch):
     usual = measure.Contender.prepare
 
@@ -117,6 +121,7 @@ def test_on_a_gpu_a_round_is_the_median_of_do_bench(monkeypatch):
 
 
 @pytest.mark.skipif(revisions.described() == "unknown", reason="not in a clone of the repository")
+@on_device
 def test_two_revisions(convnets, monkeypatch, tmp_path):
     room = tmp_path / "room"
     room.mkdir()
@@ -131,6 +136,7 @@ def test_two_revisions(convnets, monkeypatch, tmp_path):
     assert not list(room.iterdir())
 
 
+@on_device
 @pytest.mark.parametrize(
     ("args", "says"),
     [

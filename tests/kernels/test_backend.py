@@ -132,10 +132,8 @@ def test_without_triton_everything_runs_on_torch():
     assert python(asked).startswith("backend 'triton' cannot run on a cpu tensor: triton is not installed")
 
 
-@needs_triton
-def test_bfloat16_interpreted_is_float32_rounded(device, triton_only):
-    if device != "cpu":
-        pytest.skip("a GPU has bfloat16")
+@pytest.mark.skipif(not backend.INTERPRETING, reason="a GPU has bfloat16")
+def test_bfloat16_interpreted_is_float32_rounded(triton_only):
     x, weight = torch.randn(2, 3, 6, 6).bfloat16(), torch.randn(4, 3, 3, 3).bfloat16()
     exact = functional.conv2d(x.float(), weight.float())
     assert torch.equal(functional.conv2d(x, weight), exact.bfloat16())

@@ -1,12 +1,13 @@
 """Whole models on our layers: outputs, gradients and statistics of the original, its keys, and what is fused."""
 
 import copy
+import importlib.util
 import pickle
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision.models as zoo
 from torch import Tensor, nn
 
 import kernels
@@ -43,6 +44,13 @@ class UNet(nn.Module):
         return self.head(self.up1(torch.cat([self.rise1(up), fine], 1)))
 
 
+def zoo(name: str, **options: Any) -> nn.Module:
+    """Build a model of torchvision, which the other tests of this file do without."""
+    from torchvision import models
+
+    return getattr(models, name)(num_classes=5, **options)
+
+
 def narrow(model: nn.Module) -> nn.Module:
     """The model with fully connected layers of 64 units instead of 4096, which would take most of the time."""
     width = 64
@@ -56,18 +64,21 @@ def narrow(model: nn.Module) -> nn.Module:
 
 # Images as small as the network takes, of a batch that gives batch norm something to average.
 MODELS = {
-    "resnet18": (lambda: zoo.resnet18(num_classes=5), 40),
-    "resnet50": (lambda: zoo.resnet50(num_classes=5), 40),
-    "alexnet": (lambda: narrow(zoo.alexnet(num_classes=5, dropout=0.0)), 63),
-    "googlenet": (lambda: zoo.googlenet(num_classes=5, aux_logits=False, init_weights=False, dropout=0.0), 40),
-    "vgg11": (lambda: narrow(zoo.vgg11(num_classes=5, dropout=0.0)), 32),
-    "mobilenet_v2": (lambda: zoo.mobilenet_v2(num_classes=5, dropout=0.0), 40),
+    "resnet18": (lambda: zoo("resnet18"), 40),
+    "resnet50": (lambda: zoo("resnet50"), 40),
+    "alexnet": (lambda: narrow(zoo("alexnet", dropout=0.0)), 63),
+    "googlenet": (lambda: zoo("googlenet", aux_logits=False, init_weights=False, dropout=0.0), 40),
+    "vgg11": (lambda: narrow(zoo("vgg11", dropout=0.0)), 32),
+    "mobilenet_v2": (lambda: zoo("mobilenet_v2", dropout=0.0), 40),
     "unet": (UNet, 16),
 }
+HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None
+TORCHVISION = pytest.mark.skipif(not HAS_TORCHVISION, reason="torchvision is not installed")
+NAMES = [name if name == "unet" else pytest.param(name, marks=TORCHVISION) for name in MODELS]
 IMAGES = {"mobilenet_v2": 4}  # of a batch, else 2: its 52 batch norms magnify rounding where they average few values
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_outputs_and_gradients_are_the_originals(name, device):
     build, size = MODELS[name]
     torch.manual_seed(0)
@@ -92,17 +103,18 @@ FUSED = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_chains_are_fused(name):
+@pytest.mark.parametrize("name", NAMES)
+def test_chains_are_fused(name, device):
     model = kernels.convert(MODELS[name][0]())
     found = list(model.report.fused.values())
     assert {chain: found.count(chain) for chain in set(found)} == FUSED[name]
     assert set(model.report.left.values()) <= {f"{kind} has no equivalent" for kind in ("Dropout", "ReLU6", "ReLU")}
     assert not any(type(layer) in kernels.conversion.LAYERS for layer in model.modules())
     assert str(model.report).startswith(f"{len(model.report.replaced)} replaced, {len(found)} fused")
-    functional.linear(torch.ones(1, 1), torch.ones(1, 1))
+    functional.linear(torch.ones(1, 1, device=device), torch.ones(1, 1, device=device))  # for `triton_only`
 
 
+@TORCHVISION
 @pytest.mark.parametrize("name", ["resnet18", "vgg11"])
 def test_batch_norm_is_folded_for_evaluation(name, device):
     build, size = MODELS[name]
@@ -279,10 +291,21 @@ def test_trains_in_mixed_precision(layout, images, device):
     assert all(p.grad.isfinite().all() for p in model.parameters()) and losses[-1] < losses[0]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_a_step_can_be_captured_in_a_cuda_graph(images, device):
-    if device != "cuda":
-        functional.linear(torch.ones(1, 1), torch.ones(1, 1))
-        pytest.skip("CUDA graphs need a GPU")
-    model = kernels.convert(small().to(device)).eval()
-    step = torch.cuda.make_graphed_callables(model, (images.requires_grad_(),))
-    torch.testing.assert_close(step(images), model(images))
+    """Its replay on new images gives what an eager step from the same state gives."""
+    model = small().to(device)
+    model[6].p = 0.0  # of the dropout: the two would draw differently
+    eager = kernels.convert(model)
+    graphed = torch.cuda.make_graphed_callables(copy.deepcopy(eager), (images.clone().requires_grad_(),))
+    graphed.load_state_dict(eager.state_dict())  # the capture has moved the running statistics
+
+    def step(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        x = x.clone().requires_grad_()
+        y = model(x)
+        y.square().sum().backward()
+        gradients = {f"gradient of {name}": parameter.grad for name, parameter in model.named_parameters()}
+        return {"output": y.detach(), "gradient": x.grad} | gradients | model.state_dict()
+
+    new = torch.randn_like(images)
+    torch.testing.assert_close(step(graphed, new), step(eager, new))

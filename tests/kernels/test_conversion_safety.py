@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import kernels
 from kernels import layers
+from tests.determinism import nondeterministic
 
 pytestmark = pytest.mark.usefixtures("triton_only")
 
@@ -278,7 +279,8 @@ def test_what_follows_a_fused_pooling_may_change_it_in_place(x):
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Hardtanh(inplace=True)).to(x.device)
     converted = kernels.convert(model)
     converted(x).sum().backward()
-    model(x).sum().backward()
+    with nondeterministic():
+        model(x).sum().backward()
     torch.testing.assert_close(converted[0].weight.grad, model[0].weight.grad)
 
 

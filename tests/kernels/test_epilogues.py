@@ -11,6 +11,7 @@ from kernels.checks import make_window
 from kernels.shape import POINT
 from kernels.tuning import Tile, use_tile
 from tests.closeness import assert_as_exact_as_torch
+from tests.determinism import backend_to_compare
 from tests.kernels.problems import CONVOLUTIONS, Problem
 
 conv = pytest.importorskip("kernels.conv", reason="triton is not installed")
@@ -127,7 +128,7 @@ def test_fused_gradients_are_those_of_the_parts(fused, device):
     def run(choice: str) -> list[Tensor]:
         leaves = [t.clone().requires_grad_() for t in tensors]
         keywords = fused | {"residual": leaves[3]} if len(leaves) == 4 else fused
-        with backend.use_backend(choice):
+        with backend_to_compare(choice):
             y = functional.conv2d(*leaves[:3], padding=1, **keywords)
             weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=device).view_as(y)
             return [y, *torch.autograd.grad(y, leaves, weights)]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import kernels
 from kernels import functional
+from tests.determinism import backend_to_compare
 from tests.kernels.problems import AVERAGES, CONVOLUTIONS, POOLINGS, lay_out
 
 BACKENDS = [
@@ -20,7 +21,7 @@ BACKENDS = [
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    with kernels.use_backend(request.param):
+    with backend_to_compare(request.param):
         yield request.param
 
 
@@ -152,107 +153,153 @@ def test_meta_tensors_give_shapes(backend):
         assert functional.conv2d(x, weight).shape == (2, 6, 6, 6)
 
 
-X, W = torch.zeros(2, 4, 8, 8), torch.zeros(6, 4, 3, 3)
-
-
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda f: f.conv2d(X[0, 0], W), ValueError, r"conv2d: input must be \[N, C, H, W\].*2 dimensions: \(8, 8\)"),
-        (lambda f: f.conv2d(X, W[0]), ValueError, r"conv2d: weight must be.*\(4, 3, 3\)"),
         (
-            lambda f: f.conv2d(X, W[:, :3]),
+            lambda f, x, w: f.conv2d(x[0, 0], w),
+            ValueError,
+            r"conv2d: input must be \[N, C, H, W\].*2 dimensions: \(8, 8\)",
+        ),
+        (lambda f, x, w: f.conv2d(x, w[0]), ValueError, r"conv2d: weight must be.*\(4, 3, 3\)"),
+        (
+            lambda f, x, w: f.conv2d(x, w[:, :3]),
             ValueError,
             r"input must have 3 channels.*got 4.*\(2, 4, 8, 8\).*\(6, 3, 3, 3\)",
         ),
-        (lambda f: f.conv2d(X, W[:, :1], groups=4), ValueError, r"groups must divide the output channels, 6"),
-        (lambda f: f.conv2d(X, W, groups=0), ValueError, r"groups must be an int >= 1, got 0"),
-        (lambda f: f.conv2d(X, W, torch.zeros(5)), ValueError, r"bias must have shape \(6,\), got \(5,\)"),
+        (lambda f, x, w: f.conv2d(x, w[:, :1], groups=4), ValueError, r"groups must divide the output channels, 6"),
+        (lambda f, x, w: f.conv2d(x, w, groups=0), ValueError, r"groups must be an int >= 1, got 0"),
+        (lambda f, x, w: f.conv2d(x, w, w.new_zeros(5)), ValueError, r"bias must have shape \(6,\), got \(5,\)"),
         (
-            lambda f: f.conv2d(X, W, dilation=4),
+            lambda f, x, w: f.conv2d(x, w, dilation=4),
             ValueError,
             r"larger than the padded input: kernel_size \(3, 3\).*\(8, 8\)",
         ),
-        (lambda f: f.conv2d(X, W, stride=0), ValueError, r"stride must be an int or 2 ints, each >= 1, got 0"),
-        (lambda f: f.conv2d(X, W, stride=(1, 1, 1)), ValueError, r"stride must be an int or 2 ints.*got \(1, 1, 1\)"),
-        (lambda f: f.conv2d(X, W, padding=-1), ValueError, r"padding must be an int or 2 ints, each >= 0, got -1"),
-        (lambda f: f.conv2d(X, W, padding="some"), ValueError, r"'valid', 'same', 'full', got 'some'"),
-        (lambda f: f.conv2d(X, W, stride=2, padding="same"), ValueError, r"padding='same' needs stride 1"),
-        (lambda f: f.conv2d(X, W, activation="tanh"), ValueError, r"activation must be None or 'relu', got 'tanh'"),
-        (lambda f: f.conv2d(X.long(), W), TypeError, r"input must be float16, bfloat16, float32 or float64, got int64"),
-        (lambda f: f.conv2d(X.cfloat(), W), TypeError, r"got complex64"),
-        (lambda f: f.conv2d(X, W.double()), TypeError, r"one dtype, got input float32 and weight float64"),
-        (lambda f: f.conv2d(X, W.to("meta")), ValueError, r"one device, got input on cpu and weight on meta"),
-        (lambda f: f.conv2d(X.to_sparse(), W), TypeError, r"input must be a dense \(strided\) tensor"),
-        (lambda f: f.conv2d(X.numpy(), W), TypeError, r"input must be a torch.Tensor, got ndarray"),
-        (lambda f: f.conv2d(None, W), TypeError, r"conv2d: input must be a torch.Tensor, got NoneType"),
-        (lambda f: f.conv2d(X, None), TypeError, r"conv2d: weight must be a torch.Tensor, got NoneType"),
-        (lambda f: f.linear(X, None), TypeError, r"linear: weight must be a torch.Tensor, got NoneType"),
-        (lambda f: f.max_pool2d(None, 2), TypeError, r"max_pool2d: input must be a torch.Tensor, got NoneType"),
-        (lambda f: f.conv2d(X, W, False), TypeError, r"conv2d: bias must be a torch.Tensor, got bool"),
-        (lambda f: f.conv2d(X, W, stride=1.5), ValueError, r"stride must be an int or 2 ints, each >= 1, got 1.5"),
-        (lambda f: f.conv2d(X, W, stride=None), ValueError, r"stride must be an int or 2 ints, each >= 1, got None"),
-        (lambda f: f.conv2d(X, W, dilation=True), ValueError, r"dilation must be .* got True"),
-        (lambda f: f.max_pool2d(X, 2, padding="same"), ValueError, r"padding must be an int or 2 ints.* got 'same'"),
-        (lambda f: f.max_pool2d(X, 2.0), ValueError, r"kernel_size must be an int or 2 ints, each >= 1, got 2.0"),
-        (lambda f: f.max_pool2d(X, 3, 1, 1, 9), ValueError, r"the window is larger than the padded input"),
+        (lambda f, x, w: f.conv2d(x, w, stride=0), ValueError, r"stride must be an int or 2 ints, each >= 1, got 0"),
         (
-            lambda f: f.max_pool2d(X, 2, 1, 1, 9),
+            lambda f, x, w: f.conv2d(x, w, stride=(1, 1, 1)),
+            ValueError,
+            r"stride must be an int or 2 ints.*got \(1, 1, 1\)",
+        ),
+        (
+            lambda f, x, w: f.conv2d(x, w, padding=-1),
+            ValueError,
+            r"padding must be an int or 2 ints, each >= 0, got -1",
+        ),
+        (lambda f, x, w: f.conv2d(x, w, padding="some"), ValueError, r"'valid', 'same', 'full', got 'some'"),
+        (lambda f, x, w: f.conv2d(x, w, stride=2, padding="same"), ValueError, r"padding='same' needs stride 1"),
+        (
+            lambda f, x, w: f.conv2d(x, w, activation="tanh"),
+            ValueError,
+            r"activation must be None or 'relu', got 'tanh'",
+        ),
+        (
+            lambda f, x, w: f.conv2d(x.long(), w),
+            TypeError,
+            r"input must be float16, bfloat16, float32 or float64, got int64",
+        ),
+        (lambda f, x, w: f.conv2d(x.cfloat(), w), TypeError, r"got complex64"),
+        (lambda f, x, w: f.conv2d(x, w.double()), TypeError, r"one dtype, got input float32 and weight float64"),
+        (
+            lambda f, x, w: f.conv2d(x, w.to("meta")),
+            ValueError,
+            r"one device, got input on (cpu|cuda:0) and weight on meta",
+        ),
+        (lambda f, x, w: f.conv2d(x.to_sparse(), w), TypeError, r"input must be a dense \(strided\) tensor"),
+        (lambda f, x, w: f.conv2d(x.cpu().numpy(), w), TypeError, r"input must be a torch.Tensor, got ndarray"),
+        (lambda f, x, w: f.conv2d(None, w), TypeError, r"conv2d: input must be a torch.Tensor, got NoneType"),
+        (lambda f, x, w: f.conv2d(x, None), TypeError, r"conv2d: weight must be a torch.Tensor, got NoneType"),
+        (lambda f, x, w: f.linear(x, None), TypeError, r"linear: weight must be a torch.Tensor, got NoneType"),
+        (lambda f, x, w: f.max_pool2d(None, 2), TypeError, r"max_pool2d: input must be a torch.Tensor, got NoneType"),
+        (lambda f, x, w: f.conv2d(x, w, False), TypeError, r"conv2d: bias must be a torch.Tensor, got bool"),
+        (
+            lambda f, x, w: f.conv2d(x, w, stride=1.5),
+            ValueError,
+            r"stride must be an int or 2 ints, each >= 1, got 1.5",
+        ),
+        (
+            lambda f, x, w: f.conv2d(x, w, stride=None),
+            ValueError,
+            r"stride must be an int or 2 ints, each >= 1, got None",
+        ),
+        (lambda f, x, w: f.conv2d(x, w, dilation=True), ValueError, r"dilation must be .* got True"),
+        (
+            lambda f, x, w: f.max_pool2d(x, 2, padding="same"),
+            ValueError,
+            r"padding must be an int or 2 ints.* got 'same'",
+        ),
+        (lambda f, x, w: f.max_pool2d(x, 2.0), ValueError, r"kernel_size must be an int or 2 ints, each >= 1, got 2.0"),
+        (lambda f, x, w: f.max_pool2d(x, 3, 1, 1, 9), ValueError, r"the window is larger than the padded input"),
+        (
+            lambda f, x, w: f.max_pool2d(x, 2, 1, 1, 9),
             ValueError,
             r"dilation must be at most the padded input's extent 8, got 9",
         ),
-        (lambda f: f.max_pool2d(X[0, 0], 2), ValueError, r"max_pool2d: input must be"),
-        (lambda f: f.max_pool2d(X, 9), ValueError, r"max_pool2d: the window is larger than the padded input"),
-        (lambda f: f.max_pool2d(X, 2, padding=2), ValueError, r"at most half of kernel_size, got 2 for 2"),
-        (lambda f: f.max_pool2d(X, 2, stride=0), ValueError, r"stride must be an int or 2 ints, each >= 1, got 0"),
-        (lambda f: f.avg_pool2d(None, 2), TypeError, r"avg_pool2d: input must be a torch.Tensor, got NoneType"),
-        (lambda f: f.avg_pool2d(X.long(), 2), TypeError, r"avg_pool2d: input must be float16,.* got int64"),
-        (lambda f: f.avg_pool2d(X[0, 0], 2), ValueError, r"avg_pool2d: input must be"),
+        (lambda f, x, w: f.max_pool2d(x[0, 0], 2), ValueError, r"max_pool2d: input must be"),
+        (lambda f, x, w: f.max_pool2d(x, 9), ValueError, r"max_pool2d: the window is larger than the padded input"),
+        (lambda f, x, w: f.max_pool2d(x, 2, padding=2), ValueError, r"at most half of kernel_size, got 2 for 2"),
         (
-            lambda f: f.avg_pool3d(X, (5, 3, 3), padding=1),
+            lambda f, x, w: f.max_pool2d(x, 2, stride=0),
+            ValueError,
+            r"stride must be an int or 2 ints, each >= 1, got 0",
+        ),
+        (lambda f, x, w: f.avg_pool2d(None, 2), TypeError, r"avg_pool2d: input must be a torch.Tensor, got NoneType"),
+        (lambda f, x, w: f.avg_pool2d(x.long(), 2), TypeError, r"avg_pool2d: input must be float16,.* got int64"),
+        (lambda f, x, w: f.avg_pool2d(x[0, 0], 2), ValueError, r"avg_pool2d: input must be"),
+        (
+            lambda f, x, w: f.avg_pool3d(x, (5, 3, 3), padding=1),
             ValueError,
             r"avg_pool3d: kernel_size must be at most the input's \(4, 8, 8\), got \(5, 3, 3\)",
         ),
-        (lambda f: f.avg_pool3d(X, 9), ValueError, r"avg_pool3d: the window is larger than the padded input"),
+        (lambda f, x, w: f.avg_pool3d(x, 9), ValueError, r"avg_pool3d: the window is larger than the padded input"),
         (
-            lambda f: f.avg_pool2d(X, 2, padding=2),
+            lambda f, x, w: f.avg_pool2d(x, 2, padding=2),
             ValueError,
             r"avg_pool2d: padding must be at most half of kernel_size",
         ),
         (
-            lambda f: f.avg_pool1d(X[0], 2, stride=0),
+            lambda f, x, w: f.avg_pool1d(x[0], 2, stride=0),
             ValueError,
             r"avg_pool1d: stride must be an int or 1 ints, .* got 0",
         ),
         (
-            lambda f: f.avg_pool2d(X, 2, divisor_override=0),
+            lambda f, x, w: f.avg_pool2d(x, 2, divisor_override=0),
             ValueError,
             r"avg_pool2d: divisor_override must be None or an int other than 0, got 0",
         ),
-        (lambda f: f.avg_pool3d(X, 2, divisor_override=2.5), ValueError, r"divisor_override must be .* got 2.5"),
-        (lambda f: f.avg_pool2d(X[..., :0], 1), ValueError, r"no extent of 0 but the batch's, got \(2, 4, 8, 0\)"),
-        (lambda f: f.adaptive_avg_pool2d(X[:, :, :0], 1), ValueError, r"no extent of 0 .*, got \(2, 4, 0, 8\)"),
-        (lambda f: f.adaptive_max_pool2d(X[:, :0], 1), ValueError, r"no extent of 0 .*, got \(2, 0, 8, 8\)"),
-        (lambda f: f.adaptive_max_pool2d(None, 2), TypeError, r"adaptive_max_pool2d: input must be a torch.Tensor"),
-        (lambda f: f.adaptive_max_pool2d(X[0, 0], 2), ValueError, r"adaptive_max_pool2d: input must be"),
+        (lambda f, x, w: f.avg_pool3d(x, 2, divisor_override=2.5), ValueError, r"divisor_override must be .* got 2.5"),
         (
-            lambda f: f.adaptive_max_pool2d(X, -1),
+            lambda f, x, w: f.avg_pool2d(x[..., :0], 1),
+            ValueError,
+            r"no extent of 0 but the batch's, got \(2, 4, 8, 0\)",
+        ),
+        (lambda f, x, w: f.adaptive_avg_pool2d(x[:, :, :0], 1), ValueError, r"no extent of 0 .*, got \(2, 4, 0, 8\)"),
+        (lambda f, x, w: f.adaptive_max_pool2d(x[:, :0], 1), ValueError, r"no extent of 0 .*, got \(2, 0, 8, 8\)"),
+        (
+            lambda f, x, w: f.adaptive_max_pool2d(None, 2),
+            TypeError,
+            r"adaptive_max_pool2d: input must be a torch.Tensor",
+        ),
+        (lambda f, x, w: f.adaptive_max_pool2d(x[0, 0], 2), ValueError, r"adaptive_max_pool2d: input must be"),
+        (
+            lambda f, x, w: f.adaptive_max_pool2d(x, -1),
             ValueError,
             r"output_size must be an int or 2 ints or None, each >= 0, got -1",
         ),
-        (lambda f: f.adaptive_avg_pool2d(X, (3,)), ValueError, r"output_size must be .* got \(3,\)"),
-        (lambda f: f.adaptive_avg_pool2d(X, (3, 3, 3)), ValueError, r"output_size must be .* got \(3, 3, 3\)"),
-        (lambda f: f.adaptive_avg_pool2d(X, 2.0), ValueError, r"output_size must be .* got 2.0"),
-        (lambda f: f.adaptive_avg_pool2d(X, "all"), ValueError, r"output_size must be .* got 'all'"),
-        (lambda f: f.linear(X, W[0, 0, :, :2]), ValueError, r"linear: input must have 2 features, got 8"),
-        (lambda f: f.linear(X, W), ValueError, r"weight \[out, in\]"),
-        (lambda f: f.cross_channel_max_pool(X, 3), ValueError, r"pool_size must divide the channels, got 3"),
-        (lambda f: f.cross_channel_max_pool(X, 0), ValueError, r"pool_size must be an int >= 1, got 0"),
+        (lambda f, x, w: f.adaptive_avg_pool2d(x, (3,)), ValueError, r"output_size must be .* got \(3,\)"),
+        (lambda f, x, w: f.adaptive_avg_pool2d(x, (3, 3, 3)), ValueError, r"output_size must be .* got \(3, 3, 3\)"),
+        (lambda f, x, w: f.adaptive_avg_pool2d(x, 2.0), ValueError, r"output_size must be .* got 2.0"),
+        (lambda f, x, w: f.adaptive_avg_pool2d(x, "all"), ValueError, r"output_size must be .* got 'all'"),
+        (lambda f, x, w: f.linear(x, w[0, 0, :, :2]), ValueError, r"linear: input must have 2 features, got 8"),
+        (lambda f, x, w: f.linear(x, w), ValueError, r"weight \[out, in\]"),
+        (lambda f, x, w: f.cross_channel_max_pool(x, 3), ValueError, r"pool_size must divide the channels, got 3"),
+        (lambda f, x, w: f.cross_channel_max_pool(x, 0), ValueError, r"pool_size must be an int >= 1, got 0"),
     ],
 )
-def test_bad_input_is_one_clear_line(call, error, message, backend):
+def test_bad_input_is_one_clear_line(call, error, message, backend, device):
+    x, w = torch.zeros(2, 4, 8, 8, device=device), torch.zeros(6, 4, 3, 3, device=device)
     launches = kernels.backend.launch_count()
     with pytest.raises(error, match=message) as caught:
-        call(functional)
+        call(functional, x, w)
     assert "\n" not in str(caught.value)
     assert kernels.backend.launch_count() == launches

@@ -1,5 +1,7 @@
 """Matrix products: torch.matmul's shapes, every layout of the factors as it lies, and linear layers with epilogues."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,16 +76,16 @@ def test_linear_fuses_what_a_convolution_does(device):
     ("call", "error", "message"),
     [
         (
-            lambda m: m(torch.ones(2, 3), torch.ones(2, 3)),
+            lambda m, ones: m(ones(2, 3), ones(2, 3)),
             ValueError,
             r"\[\*, K, N\], got \(2, 3\) and",
         ),
-        (lambda m: m(torch.ones(()), torch.ones(3)), ValueError, r"got \(\) and \(3,\)"),
-        (lambda m: m(torch.ones(2, 3, 4), torch.ones(3, 4, 5)), ValueError, "leading axes must broadcast"),
-        (lambda m: m(torch.ones(2, 3), torch.ones(3, 2).long()), TypeError, "other must be float16.*got int64"),
-        (lambda m: m(torch.ones(2, 3), None), TypeError, "other must be a torch.Tensor"),
+        (lambda m, ones: m(ones(()), ones(3)), ValueError, r"got \(\) and \(3,\)"),
+        (lambda m, ones: m(ones(2, 3, 4), ones(3, 4, 5)), ValueError, "leading axes must broadcast"),
+        (lambda m, ones: m(ones(2, 3), ones(3, 2).long()), TypeError, "other must be float16.*got int64"),
+        (lambda m, ones: m(ones(2, 3), None), TypeError, "other must be a torch.Tensor"),
     ],
 )
-def test_bad_input_is_one_clear_line(call, error, message):
+def test_bad_input_is_one_clear_line(call, error, message, device):
     with pytest.raises(error, match=message):
-        call(functional.matmul)
+        call(functional.matmul, partial(torch.ones, device=device))

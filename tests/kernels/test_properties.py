@@ -8,7 +8,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kernels.tuning import Tile, use_tile
-from tests.conftest import DEVICE
 from tests.kernels.problems import LAYOUTS, Pooling, Problem
 from tests.kernels.test_conv import check as check_convolution
 from tests.kernels.test_pool import check_average, check_max
@@ -80,32 +79,32 @@ def adaptive_poolings(draw) -> Pooling:
 
 @settings(max_examples=60)
 @given(problem=convolutions(), relu=st.booleans(), dtype=st.sampled_from((torch.float32, torch.float64, torch.float16)))
-def test_convolution(problem, relu, dtype):
-    check_convolution(problem, dtype, DEVICE, relu)
+def test_convolution(problem, relu, dtype, device):
+    check_convolution(problem, dtype, device, relu)
 
 
 @settings(max_examples=25)
 @given(problem=convolutions(), tile=st.sampled_from((Tile(16, 16, 16, splits=3), Tile(32, 16, 64, splits=2))))
-def test_convolution_on_small_blocks(problem, tile):
+def test_convolution_on_small_blocks(problem, tile, device):
     with use_tile(tile):
-        check_convolution(problem, torch.float32, DEVICE, relu=True)
+        check_convolution(problem, torch.float32, device, relu=True)
 
 
 @settings(max_examples=60)
 @given(problem=poolings(dilated=True), dtype=st.sampled_from((torch.float32, torch.float64, torch.bfloat16)))
-def test_max_pooling(problem, dtype):
-    check_max(problem, dtype, DEVICE)
+def test_max_pooling(problem, dtype, device):
+    check_max(problem, dtype, device)
 
 
 @settings(max_examples=50)
 @given(problem=poolings(dilated=False), dtype=st.sampled_from((torch.float32, torch.float64, torch.bfloat16)))
-def test_average_pooling(problem, dtype):
+def test_average_pooling(problem, dtype, device):
     assume(len(problem.size) < 3 or all(map(operator.le, problem.kernel, problem.size)))  # else torch refuses it
-    check_average(problem, dtype, DEVICE)
+    check_average(problem, dtype, device)
 
 
 @settings(max_examples=50)
 @given(problem=adaptive_poolings(), dtype=st.sampled_from((torch.float32, torch.float64, torch.bfloat16)))
-def test_adaptive_pooling(problem, dtype):
-    check_max(problem, dtype, DEVICE)
-    check_average(problem, dtype, DEVICE)
+def test_adaptive_pooling(problem, dtype, device):
+    check_max(problem, dtype, device)
+    check_average(problem, dtype, device)

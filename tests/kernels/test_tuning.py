@@ -44,7 +44,8 @@ def test_a_window_over_one_channel_is_folded():
     assert -(-49 // interpreted.k) == 1 and -(-49 // compiled.k) == 2  # loop trips, not 49
 
 
-def test_a_forced_tile_ends_with_its_block():
+def test_a_forced_tile_ends_with_its_block(monkeypatch):
+    monkeypatch.setattr(tuning, "target", lambda: "sm_90")
     problem = ("forward", torch.float32, 100, 8, 8, 9)
     usual, forced = tuning.tile(*problem), Tile(16, 32, 64)
     with pytest.raises(KeyError), use_tile(forced):
@@ -55,6 +56,7 @@ def test_a_forced_tile_ends_with_its_block():
 
 def test_a_choice_is_looked_up_once(monkeypatch):
     calls = []
+    monkeypatch.setattr(tuning, "target", lambda: "sm_90")
     choose = heuristics.choose
     monkeypatch.setattr(heuristics, "choose", lambda *args: calls.append(args) or choose(*args))
     problem = ("forward", torch.float32, 12_345, 67, 89, 9)

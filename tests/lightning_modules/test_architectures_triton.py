@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels import backend
+from tests.determinism import backend_to_compare
 from tests.networks import SMALL, outputs_of, small
 
 STEPS = 5
@@ -31,7 +32,7 @@ def train(network: nn.Module, images: Tensor, labels: Tensor, choice: str) -> tu
     """The losses of five steps on one batch, and the state after them."""
     network = copy.deepcopy(network)
     optimizer, losses = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9), []
-    with backend.use_backend(choice):
+    with backend_to_compare(choice):
         for _ in range(STEPS):
             scores, *auxiliary = outputs_of(network, images)
             loss = F.cross_entropy(scores, labels) + sum(0.3 * F.cross_entropy(other, labels) for other in auxiliary)

@@ -39,9 +39,10 @@ class Small(pl.LightningModule):
 
 
 def train(
-    tmp_path, recorder: KernelRecorder, epochs: int = 4, module: pl.LightningModule | None = None, resumed: int = 0
-):
-    """Two steps an epoch; what TensorBoard then has to show.
+    tmp_path, recorder: KernelRecorder, epochs: int = 4, module: pl.LightningModule | None = None, resumed: int = 0,
+    device: str = "cpu",
+):  # fmt: skip
+    """Train for two steps an epoch, and return what TensorBoard then has to show.
 
     Args:
         resumed: the epochs of an earlier run, whose checkpoint this one goes on from; 0 for none.
@@ -52,7 +53,8 @@ def train(
     )
     trainer = pl.Trainer(
         max_epochs=epochs,
-        accelerator="cpu",
+        accelerator=device,
+        devices=1,
         logger=logger,
         callbacks=[recorder, LastCheckpoint()],
         log_every_n_steps=1,
@@ -228,12 +230,12 @@ def test_a_network_that_cannot_be_traced_has_no_graph(tmp_path):
     assert not events.Tags()["graph"]
 
 
-def test_the_graph_of_a_network_in_triton_is_drawn(tmp_path, triton_only):
+def test_the_graph_of_a_network_in_triton_is_drawn(tmp_path, device, triton_only):
     module = Small()
     module.network = LeNet(input_shape=(3, 8, 8))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "TensorBoard shows no graph")
-        events = train(tmp_path, KernelRecorder(), epochs=1, module=module)
+        events = train(tmp_path, KernelRecorder(), epochs=1, module=module, device=device)
     operators = {node.op for node in events.Graph().node}
     assert {"convnets::convolution", "convnets::max_pool"} <= operators
 

@@ -12,8 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from kernels import use_backend
 from tests.closeness import assert_as_exact_as_torch
+from tests.determinism import backend_to_compare
 
 STEPS = 5
 RATE = 0.02  # of gradient descent
@@ -49,7 +49,7 @@ def trained(
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), RATE)
     states = [copy.deepcopy(network.state_dict())]
-    with use_backend(backend):
+    with backend_to_compare(backend):
         for step in range(STEPS):
             half = slice(step % 2, None, 2)
             optimizer.zero_grad()

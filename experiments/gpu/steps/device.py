@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import shutil
 import subprocess
@@ -78,7 +79,7 @@ def products() -> None:
         extent = side if name != "float32" else side // 2
         a, b = (torch.randn(extent, extent, device=DEVICE, dtype=dtype) for _ in range(2))
         c = torch.empty_like(a)
-        timing = timed([lambda a=a, b=b, c=c: torch.mm(a, b, out=c)])
+        timing = timed([functools.partial(torch.mm, a, b, out=c)])
         teraflops = 2 * extent**3 / timing.device / TERA
         record(what="product", arithmetic=name, extent=extent, seconds=timing.device, teraflops=teraflops)
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 from experiments.gpu.step import DEVICE, REHEARSAL, interpret_in_rehearsal, reason, record
@@ -105,7 +105,11 @@ def boxed(dtype: torch.dtype) -> Iterator[Compared]:
         y = module.forward(x, weight, None, None, window, False)
         return y, module.transpose(dy, weight, None, None, window, (SIDE, SIDE), False)
 
-    with tuning.use_tile(tile), mock.patch.object(boxes, "boxes", lambda *a: made.append(make(*a)) or made[-1]):
+    def note(*arguments: Any) -> object:
+        made.append(make(*arguments))
+        return made[-1]
+
+    with tuning.use_tile(tile), mock.patch.object(boxes, "boxes", note):
         yield from compared(run, conv, [x, weight, dy])
     if len(made) != 2 or None in made:
         raise RuntimeError("the input was loaded by addresses, not by TMA")

@@ -33,7 +33,7 @@ def network() -> nn.Module:
 
 def prepared(model: nn.Module, device: str) -> nn.Module:
     """Return a copy of a model as it is trained: channels-last, its parameters in DTYPE."""
-    return copy.deepcopy(model).to(device, DTYPE).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    return copy.deepcopy(model).to(device, DTYPE).to(memory_format=torch.channels_last).train()
 
 
 def step_of(model: nn.Module, batch: int, device: str) -> Callable[[], None]:
