@@ -76,17 +76,25 @@ def convolutions_of(name: str, batch: int, dtype: torch.dtype) -> list[Layer]:
         ValueError: for an architecture that is not known, or a batch < 1.
     """
     import torch
-    from torch import nn
-
-    import kernels
 
     if name not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {name!r}")
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
+    with torch.device("meta"):
+        network = ARCHITECTURES[name].build()
+    return convolutions_in(network, (batch, *ARCHITECTURES[name].input_shape), dtype)
+
+
+def convolutions_in(network: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> list[Layer]:
+    """Return the same of a network on the device "meta", for images of a shape [N, C, H, W]."""
+    import torch
+    from torch import nn
+
+    import kernels
+
     found: dict[Problem, list[str]] = {}
     with torch.device("meta"), kernels.use_backend("torch"), torch.no_grad():
-        network = ARCHITECTURES[name].build()
         for path, module in network.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
 
@@ -94,7 +102,7 @@ def convolutions_of(name: str, batch: int, dtype: torch.dtype) -> list[Layer]:
                     found.setdefault(_problem(module, inputs[0], dtype), []).append(path)
 
                 module.register_forward_hook(record)
-        network.train()(torch.empty(batch, *ARCHITECTURES[name].input_shape))
+        network.train()(torch.empty(shape))
     return [Layer(problem, tuple(names)) for problem, names in found.items()]
 
 

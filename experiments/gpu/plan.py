@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """A step, which is the module experiments.gpu.steps.NAME.
+    """A step of a run.
 
     Args:
         name: of the step and its module.
@@ -28,6 +28,10 @@ class Step(NamedTuple):
     background: bool = False
     waits: bool = False
     rehearsal: int = 120
+
+    @property
+    def module(self) -> str:
+        return f"experiments.gpu.steps.{self.name}"
 
     @property
     def missing(self) -> list[str]:

@@ -164,7 +164,7 @@ class Running:
         self._started = time.monotonic()
         inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"experiments.gpu.steps.{step.name}"],
+            [sys.executable, "-m", step.module],
             env=inherited | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"} | environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace", start_new_session=True,
@@ -178,12 +178,13 @@ class Running:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            text, mark, record = line.partition(MARK)  # a test's dot may stand before
-            if text.strip():
-                self._log.write(f"[{self.step.name}] {text.rstrip()}\n")
-            if mark:
-                self._report.add(self.step.name, json.loads(record))
+        with self._process.stdout as output:
+            for line in output:
+                text, mark, record = line.partition(MARK)  # a test's dot may stand before
+                if text.strip():
+                    self._log.write(f"[{self.step.name}] {text.rstrip()}\n")
+                if mark:
+                    self._report.add(self.step.name, json.loads(record))
 
     def wait(self) -> str:
         """Return how the step ended, at its limit at the latest."""
