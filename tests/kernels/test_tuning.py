@@ -45,7 +45,7 @@ def test_a_window_over_one_channel_is_folded():
 
 
 def test_a_forced_tile_ends_with_its_block(monkeypatch):
-    monkeypatch.setattr(tuning, "target", lambda: "sm_90")
+    monkeypatch.setattr(tuning, "target", lambda device=None: "sm_90")
     problem = ("forward", torch.float32, 100, 8, 8, 9)
     usual, forced = tuning.tile(*problem), Tile(16, 32, 64)
     with pytest.raises(KeyError), use_tile(forced):
@@ -56,7 +56,7 @@ def test_a_forced_tile_ends_with_its_block(monkeypatch):
 
 def test_a_choice_is_looked_up_once(monkeypatch):
     calls = []
-    monkeypatch.setattr(tuning, "target", lambda: "sm_90")
+    monkeypatch.setattr(tuning, "target", lambda device=None: "sm_90")
     choose = heuristics.choose
     monkeypatch.setattr(heuristics, "choose", lambda *args: calls.append(args) or choose(*args))
     problem = ("forward", torch.float32, 12_345, 67, 89, 9)
