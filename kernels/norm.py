@@ -41,24 +41,38 @@ def _locate(channels, steps, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.const
 
 
 @backend.device_function
-def _moments(mean_ptr, m2_ptr, channel, channels, positions, rows, BS: tl.constexpr, INDEX: tl.constexpr):
-    """Mean and variance [BN, 1] from the shares [splits, C] of splits of `rows` positions, the last one shorter.
+def _origin(x_ptr, channel, channels, positions, ACC: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr):
+    """Return the number [BN, 1] that a channel's values are counted from: of those in its first block's range, the
+    nearest to zero.
 
-    A share is a mean and a sum of squared distances from it (Chan, Golub and LeVeque, "Updating formulae and a
-    pairwise algorithm for computing sample variances", 1979). Means are counted from the first, so that no digit goes
-    to what they have in common.
+    Values with a large mean then keep the digits in which they differ, and one outlier among them takes no digits from
+    the others.
+    """
+    position = tl.arange(0, BM)[None, :].to(INDEX)
+    valid = (position < positions) & (channel < channels)
+    x = tl.load(x_ptr + position * channels + channel, mask=valid, other=0.0).to(ACC)
+    least = tl.min(tl.where(valid, x, float("inf")), axis=1, keep_dims=True)
+    most = tl.max(tl.where(valid, x, float("-inf")), axis=1, keep_dims=True)
+    return tl.where(channel < channels, tl.minimum(tl.maximum(least, 0.0), most), 0.0)
+
+
+@backend.device_function
+def _moments(mean_ptr, m2_ptr, channel, channels, positions, rows, BS: tl.constexpr, INDEX: tl.constexpr):
+    """Mean, less the origin, and variance [BN, 1] from the shares [splits, C] of splits of `rows` positions.
+
+    A share is a mean, less the origin, and a sum of squared distances from it (Chan, Golub and LeVeque, "Updating
+    formulae and a pairwise algorithm for computing sample variances", 1979). The last split may be shorter.
     """
     start = tl.arange(0, BS)[None, :].to(INDEX) * rows
     share = tl.arange(0, BS)[None, :] * channels + channel
     valid = (start < positions) & (channel < channels)
-    origin = tl.load(mean_ptr + channel, mask=channel < channels, other=0.0)
-    shift = tl.load(mean_ptr + share, mask=valid, other=0.0) - origin  # [BN, BS]
+    shift = tl.load(mean_ptr + share, mask=valid, other=0.0)  # [BN, BS]
     m2 = tl.load(m2_ptr + share, mask=valid, other=0.0)
     count = tl.where(valid, tl.minimum(positions - start, rows), 0).to(m2.dtype)
     mean = tl.sum(shift * count, axis=1, keep_dims=True) / positions
     distance = shift - mean
     m2 = tl.sum(m2 + count * distance * distance, axis=1, keep_dims=True)
-    return origin + mean, m2 / positions
+    return mean, m2 / positions
 
 
 @backend.device_function
@@ -82,16 +96,16 @@ def _let_through(dy_ptr, y_ptr, offset, valid, ACC: tl.constexpr):
 
 @triton.jit
 def _statistics_kernel(
-    x_ptr, mean_ptr, m2_ptr,  # [M, C], shares [splits, C] of both
+    x_ptr, mean_ptr, m2_ptr,  # [M, C], shares [splits, C] of both; means less the channel's origin
     positions, channels, steps,  # M, C, blocks of BM positions in a split
     ACC: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     split, start, channel = _locate(channels, steps, INDEX, BM, BN)
     exists = channel < channels
     column = tl.arange(0, BM)[None, :]
-    origin = tl.load(x_ptr + start * channels + channel, mask=exists, other=0.0).to(ACC)
+    origin = _origin(x_ptr, channel, channels, positions, ACC, INDEX, BM)
 
-    # Each column keeps the moments of its own positions (Welford, 1962), of x less the first one.
+    # Each column keeps the moments of its own positions (Welford, 1962), of x less the origin.
     mean = tl.full((BN, BM), 0.0, ACC)
     m2 = tl.full((BN, BM), 0.0, ACC)
     for step in range(steps):
@@ -109,7 +123,7 @@ def _statistics_kernel(
     average = tl.sum(mean * count, axis=1, keep_dims=True) / rows
     distance = mean - average
     m2_share = tl.sum(m2 + count * distance * distance, axis=1, keep_dims=True)
-    tl.store(mean_ptr + split * channels + channel, origin + average, mask=exists)
+    tl.store(mean_ptr + split * channels + channel, average, mask=exists)
     tl.store(m2_ptr + split * channels + channel, m2_share, mask=exists)
 
 
@@ -127,6 +141,7 @@ def _normalise_kernel(
     # What all positions of a channel share.
     if share_ptr is not None:
         mean, var = _moments(share_ptr, m2_ptr, channel, channels, positions, steps * BM, BS, INDEX)
+        mean += _origin(x_ptr, channel, channels, positions, ACC, INDEX, BM)
         first = exists & (channel * 0 + start == 0)  # a branch around the stores would fail in Triton 3.6
         tl.store(mean_ptr + channel, mean, mask=first)
         tl.store(var_ptr + channel, var, mask=first)

@@ -29,6 +29,7 @@ class Problem:
     relu: bool = True
     mean: float = 0.5
     spread: float = 2.0
+    outlier: float = 0.0  # added to the first value of the first channel
 
     def tensors(self, device: str) -> dict[str, Tensor | None]:
         """float64 input, residual and gradient of the output in the problem's layout, and all [C]."""
@@ -38,6 +39,8 @@ class Problem:
         narrow = {name: draw(self.shape[1]) for name in ("weight", "bias", "running_mean", "running_var")}
         tensors = wide | narrow
         tensors["input"] = lay_out(self.mean + self.spread * tensors["input"], self.layout)
+        if self.outlier:
+            tensors["input"][(0,) * len(self.shape)] += self.outlier
         tensors["running_mean"] += self.mean
         tensors["running_var"] = self.spread**2 * (0.5 + tensors["running_var"].abs())
         return {name: None if name in GIVEN and name not in self.given else t for name, t in tensors.items()}
@@ -63,8 +66,13 @@ PROBLEMS = [
     pytest.param(Problem((3, 5, 7, 6), layout="expanded"), id="expanded"),
     pytest.param(Problem((4, 5, 16, 16), mean=1000.0, spread=1.0), id="mean-over-spread"),
     pytest.param(Problem((4, 5, 9, 9), mean=0.0, spread=1e-3), id="spread-under-eps"),
+    pytest.param(Problem((2, 48, 4, 4), mean=0.0, spread=1.0), id="few-positions"),
 ]
-FEW = [p for p in PROBLEMS if p.id in ("no-power-of-two", "no-weight", "1-d", "channels-last", "expanded")]
+FEW = [
+    p
+    for p in PROBLEMS
+    if p.id in ("no-power-of-two", "no-weight", "1-d", "channels-last", "expanded", "mean-over-spread")
+]
 SMALL = [pytest.param(Tile(16, 2, 1, splits=3), id="3-splits"), pytest.param(Tile(16, 4, 1, splits=99), id="99-splits")]
 
 
@@ -162,6 +170,15 @@ def check(problem: Problem, dtype: torch.dtype, training: bool, device: str, par
     kept = torch.channels_last if problem.layout == "channels_last" and len(problem.shape) == 4 else None
     if kept:
         assert ours["y"].is_contiguous(memory_format=kept) and ours["dinput"].is_contiguous(memory_format=kept)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)  # float64 has no truth to be held to
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("outlier", [1e4, -1e4])
+def test_an_outlier_takes_no_digits_from_the_others(outlier, splits, dtype, device, triton_only):
+    problem = Problem((10, 2, 40, 40), mean=0.1, spread=1e-3, outlier=outlier)
+    with use_tile(Tile(256, 4, 1, splits=splits)):
+        check(problem, dtype, True, device)
 
 
 @MODES
