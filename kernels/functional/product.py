@@ -88,7 +88,7 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     y = _matrix(left.reshape(-1, left.shape[-1]), right) if right.dim() == 2 else _batch(left, right, front)
     y = y.reshape(*left.shape[:-1], right.shape[-1]) if right.dim() == 2 else y
     y = y.squeeze(-2) if a.dim() == 1 else y
-    return y.squeeze(-1) if b.dim() == 1 else y
+    return (y.squeeze(-1) if b.dim() == 1 else y).contiguous()  # as torch's is
 
 
 def _matrix(a: Tensor, b: Tensor) -> Tensor:
