@@ -23,7 +23,9 @@ def as_torch(function: Callable[..., Any], tensors: tuple[Tensor | None, ...], *
         return None
     try:
         return function(*tensors, *arguments)
-    except Exception:  # whatever is not for the checks to say comes again, from the long way
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError, IndexError):  # bad arguments: the checks say what is wrong with them
         return None
 
 

@@ -6,8 +6,9 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from kernels import backend, layers
+from kernels import backend, functional, layers, reference
 
 PAIRS = [
     pytest.param(layers.Conv1d(4, 6, 3, groups=2), nn.Conv1d(4, 6, 3, groups=2), (2, 4, 9), id="Conv1d"),
@@ -144,6 +145,31 @@ def test_pooling_is_fused_into_the_layer_before_it(device, triton_only):
         assert list(conv.state_dict()) == ["weight", "bias"]
     maxout = layers.Linear(3, 6, pool=layers.CrossChannelMaxPool(3)).to(device)
     assert maxout(x[:, :, 0, 0]).shape == (2, 2)
+
+
+def test_on_the_torch_backend_torchs_own_control_flow_passes(device):
+    """Checkpointing stops its recomputation by an exception, raised in the middle of an operation."""
+    conv = layers.Conv2d(2, 4, 3).to(device)
+    x = torch.randn(2, 2, 6, 6, device=device)
+    gradients = []
+    with backend.use_backend("torch"):
+        for use in (lambda: checkpoint(conv, x * 1, use_reentrant=False), lambda: conv(x)):
+            gradients.append(torch.autograd.grad(use().sum(), conv.parameters()))
+    assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt, AssertionError, MemoryError])
+def test_on_the_torch_backend_an_operation_that_fails_does_not_run_twice(error, monkeypatch):
+    calls = []
+
+    def fail(*_):
+        calls.append(1)
+        raise error("no")
+
+    monkeypatch.setattr(reference, "CONVOLUTIONS", (None, None, fail, None))
+    with backend.use_backend("torch"), pytest.raises(error, match="no"):
+        functional.conv2d(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 2, 2))
+    assert calls == [1]
 
 
 def test_an_output_size_can_be_asked_of_a_transposed_convolution(device, triton_only):
