@@ -29,6 +29,7 @@ LIMIT = 60 << 20  # bytes
 def unpacked(tree: Path) -> dict[str, str]:
     """Return the environment in which steps find what a bundle brought: nothing where there is none.
 
+    This process finds its packages from then on, as it decides by them which steps can run.
     Its kernels go to a cache folder beside it, since Triton's cache names its files by absolute paths.
     """
     folder = tree / FOLDER
@@ -36,6 +37,7 @@ def unpacked(tree: Path) -> dict[str, str]:
     if (folder / "site").is_dir():
         paths = [str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
+        sys.path.append(str(folder / "site"))
     if (folder / "triton-cache").is_dir() and "TRITON_CACHE_DIR" not in os.environ:
         cache = folder / "triton-cache"
         relocate(cache)
