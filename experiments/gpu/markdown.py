@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,28 @@ WORST = 10
 DRIFT = 2.0  # measured over estimated from which a layer counts as far off
 
 
-def write_markdown(content: dict[str, Any], folder: Path) -> None:
-    """Write report.md, and its plot where matplotlib is installed."""
-    pairs = pairs_of(content)
-    plotted = len(pairs) > 1 and find_spec("matplotlib") is not None
-    if plotted:
-        from experiments.gpu.figure import draw
+def write_markdown(content: dict[str, Any], folder: Path, plot: bool = True) -> None:
+    """Write report.md, and its plot where matplotlib is installed; without `plot` an earlier one stays.
 
-        draw(pairs, folder / PLOT, rehearsal=content["rehearsal"])
-    replace(folder / "report.md", markdown(content, plotted))
+    Raises:
+        OSError: report.md cannot be written.
+    """
+    failure = draw_plot(content, folder) if plot else ""
+    text = markdown(content, (folder / PLOT).exists())
+    replace(folder / "report.md", f"{text}\n{failure}\n" if failure else text)
+
+
+def draw_plot(content: dict[str, Any], folder: Path) -> str:
+    """Draw what can be drawn; return why it could not be, "" where it was or there is nothing to draw."""
+    try:
+        pairs = pairs_of(content)
+        if len(pairs) > 1:
+            from experiments.gpu.figure import draw
+
+            draw(pairs, folder / PLOT, rehearsal=content["rehearsal"])
+    except Exception as error:  # of matplotlib, which has many, or is missing: the tables stand without it
+        return f"No plot: {type(error).__name__}: {error}"
+    return ""
 
 
 def markdown(content: dict[str, Any], plotted: bool) -> str:
@@ -39,7 +51,10 @@ def markdown(content: dict[str, Any], plotted: bool) -> str:
     lines += ["", ", ".join(f"{name} {value}" for name, value in content["machine"].items()) + "."]
     lines += ["", *table(("step", "", "seconds"), rows)]
     for step in STEPS:
-        section = SECTIONS[step.name](content)
+        try:
+            section = SECTIONS[step.name](content)
+        except Exception as error:  # records of a step that went wrong may lack anything; the other sections stand
+            section = [f"report.json holds this step's records; they do not make a table: {error!r}"]
         if section:
             lines += ["", f"## {step.title}", "", *section]
             if step.name == "layers" and plotted:
@@ -55,7 +70,9 @@ def records(content: dict[str, Any], step: str, **fields: Any) -> Iterable[Recor
 def pairs_of(content: dict[str, Any]) -> list[Record]:
     """Return the operations that have an estimate and a time: the records of both, merged, the later ones winning."""
     estimates = {(e["key"], e["operation"]): e for e in records(content, "ahead") if e.get("estimated_seconds")}
-    measured = {(m["key"], m["operation"]): m for m in records(content, "layers") if not m["fault"]}
+    measured = {
+        (m["key"], m["operation"]): m for m in records(content, "layers") if not m["fault"] and m.get("triton_seconds")
+    }
     return [estimates[key] | record for key, record in measured.items() if key in estimates]
 
 
@@ -166,8 +183,12 @@ def agreement(pairs: Sequence[Record]) -> list[str]:
     rank = rank_correlation([e["estimated_seconds"] for e in pairs], [e["triton_seconds"] for e in pairs])
     lines = [
         f"{len(pairs)} operations: rank correlation of estimate and time {rank:.3f}; median of measured / estimated"
-        f" {statistics.median(ratios):.2f}; median error {100 * statistics.median(abs(r - 1) for r in ratios):.0f} %;"
-        f" geometric mean of ours / cuDNN {math.exp(statistics.fmean(map(math.log, against))):.2f}."
+        f" {statistics.median(ratios):.2f}; median error {100 * statistics.median(abs(r - 1) for r in ratios):.0f} %"
+        + (
+            f"; geometric mean of ours / cuDNN {math.exp(statistics.fmean(map(math.log, against))):.2f}."
+            if against
+            else "."
+        )
     ]
     worst = sorted(pairs, key=lambda e: -abs(math.log(e["triton_seconds"] / e["estimated_seconds"])))[:WORST]
     rows = []

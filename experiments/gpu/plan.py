@@ -17,6 +17,7 @@ class Step(NamedTuple):
         packages, programs: that it needs; it is skipped where one is missing.
         background: True if it runs beside the steps that follow, until one of them waits for it.
         waits: True if it waits for the step in the background.
+        resumes: True if it goes on from the records of an earlier run; else it starts anew.
         rehearsal: seconds that its rehearsal may take.
     """
 
@@ -27,6 +28,7 @@ class Step(NamedTuple):
     programs: tuple[str, ...] = ()
     background: bool = False
     waits: bool = False
+    resumes: bool = False
     rehearsal: int = 120
 
     @property
