@@ -110,7 +110,8 @@ def ahead(content: dict[str, Any]) -> list[str]:
         f"{len(found)} operations, {sum(len(each['launches']) for each in found)} launches, for {found[0]['target']}."
     )
     text += f" Spilling: {'; '.join(spilling)}." if spilling else " No kernel spills registers."
-    return [text + "".join(training).rstrip()]
+    missing = [f"- {e['key']}, {e['operation']}: {e['fault']}" for e in records(content, "ahead", what="no estimate")]
+    return [text + "".join(training).rstrip(), *(["", "No estimate:", "", *missing] if missing else [])]
 
 
 def device(content: dict[str, Any]) -> list[str]:

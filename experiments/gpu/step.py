@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 MARK = "RECORD "  # before a record, on a line of the output of a step
 REHEARSAL = os.environ.get("CONVNETS_GPU_REHEARSAL") == "1"
 DEVICE = "cpu" if REHEARSAL else "cuda"
 TARGET = "sm_90"  # that a rehearsal compiles for
+MOST_CORES = 16  # processes that each may hold a context of the GPU
 
 
 def interpret_in_rehearsal() -> None:
@@ -39,6 +42,37 @@ def earlier(step: str) -> list[dict[str, Any]]:
 
 
 def reason(error: BaseException) -> str:
-    """Return the last line of an error, where a compiler says what it means."""
+    """Return the last line of an error, where a compiler says what it means; of CUDA's the first, advice follows."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
-    return f"{type(error).__name__}: {lines[-1][:200] if lines else ''}".rstrip(": ")
+    said = next((line for line in lines[:1] if line.startswith("CUDA")), lines[-1] if lines else "")
+    return f"{type(error).__name__}: {said[:200]}".rstrip(": ")
+
+
+def cores() -> int:
+    """Return the number of processes to start: of cores that this one may use, as a container may be one of many."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # no such file, or no quota: "max"
+        pass
+    return max(1, min(count, MOST_CORES))
+
+
+def device_is_lost() -> bool:
+    """Return True if all that CUDA has left for this process is errors, as after an access out of bounds."""
+    if DEVICE == "cpu":
+        return False
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def go_on(step: str, *arguments: object) -> int:
+    """Do the rest of a step in a new process, which has the device again; return its exit code."""
+    command = [sys.executable, "-m", f"experiments.gpu.steps.{step}", *map(str, arguments)]
+    return subprocess.run(command).returncode

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
-from experiments.gpu.step import DEVICE, REHEARSAL, interpret_in_rehearsal, reason, record
+from experiments.gpu.step import (
+    DEVICE,
+    REHEARSAL,
+    cores,
+    device_is_lost,
+    go_on,
+    interpret_in_rehearsal,
+    reason,
+    record,
+)
 
 interpret_in_rehearsal()
 
@@ -183,17 +191,18 @@ CASES: dict[str, Case] = {
 }
 
 
-def check(name: str, dtype: torch.dtype) -> None:
-    """Record how far the results of a case are from float64, or how it failed."""
+def check(name: str, dtype: torch.dtype) -> bool:
+    """Record how far the results of a case are from float64, or how it failed, and return False."""
     what = {"case": name, "dtype": str(dtype).removeprefix("torch.")}
     try:
         reached = [closeness(*each) for each in CASES[name](dtype)]
     except Exception as error:  # a compiler, a driver or an assertion: the other cases can go on
         record(**what, fault=reason(error))
-        return
+        return False
     worst = max(reached, key=lambda each: each.error / each.allowed if each.allowed else each.error)
     bad = next((each for each in reached if not each.close), None)
     record(**what, results=len(reached), error=worst.error, allowed=worst.allowed, fault=f"wrong: {bad}" if bad else "")
+    return True
 
 
 def cases() -> list[tuple[str, torch.dtype]]:
@@ -202,18 +211,21 @@ def cases() -> list[tuple[str, torch.dtype]]:
     return [(name, dtype) for name, dtype in pairs if CASES[name] is not boxed or (has_tma and dtype.itemsize < 8)]
 
 
-def main(share: str | None = None) -> int:
-    """Check the cases of a share, "number/shares"; without one all, in processes that compile beside each other."""
+def main(share: str | None = None, first: str = "0") -> int:
+    """Check the cases of a share, "number/shares", from number `first` on; without one all, in processes beside each
+    other, as compiling takes longest."""
     if share is None:
-        shares = 1 if REHEARSAL else min(MOST, os.cpu_count() or 1)
+        shares = 1 if REHEARSAL else min(MOST, cores())
         command = [sys.executable, "-m", "experiments.gpu.steps.kernels"]
         running = [subprocess.Popen([*command, f"{number}/{shares}"]) for number in range(shares)]
         return int(any([process.wait() for process in running]))
     torch.manual_seed(0)
     torch.backends.cudnn.allow_tf32 = False  # so that float32 is IEEE's, with ours as with torch
     number, shares = map(int, share.split("/"))
-    for name, dtype in cases()[number::shares]:
-        check(name, dtype)
+    own = cases()[number::shares]
+    for place in range(int(first), len(own)):
+        if not check(*own[place]) and device_is_lost():
+            return go_on("kernels", share, place + 1)
     return 0
 
 

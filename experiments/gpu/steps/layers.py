@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from experiments.gpu.step import DEVICE, earlier, interpret_in_rehearsal, reason, record
+import sys
+
+from experiments.gpu.step import (
+    DEVICE,
+    device_is_lost,
+    earlier,
+    go_on,
+    interpret_in_rehearsal,
+    reason,
+    record,
+)
 
 interpret_in_rehearsal()
 
@@ -12,14 +22,11 @@ from experiments.gpu.timing import copies_of, timed  # noqa: E402
 from kernels.problem import OPERATIONS, Problem  # noqa: E402
 
 
-def measure(key: str, network: str, problem: Problem, operation: str) -> None:
-    """Record one operation of a layer: how close to float64, and the times of ours and of cuDNN."""
+def measure(key: str, network: str, problem: Problem, operation: str) -> bool:
+    """Record one operation of a layer: how close to float64, and the times of ours and of cuDNN; False if it failed."""
     what = {"key": key, "network": network, "operation": operation}
     try:
         reached = Contender("triton", DEVICE).prepare(problem, operation)
-        if not reached.close:
-            record(**what, fault=f"wrong: {reached}")
-            return
         copies = copies_of(problem.tensors(DEVICE))
         times = {
             name: timed([call_of(name, problem, operation, *tensors) for tensors in copies])
@@ -27,10 +34,10 @@ def measure(key: str, network: str, problem: Problem, operation: str) -> None:
         }
     except Exception as error:  # a compiler or a driver: the other layers can go on
         record(**what, fault=reason(error))
-        return
+        return False
     record(
         **what,
-        fault="",
+        fault="" if reached.close else f"wrong: {reached}",
         error=reached.error,
         allowed=reached.allowed,
         flops=problem.cost.flops,
@@ -39,17 +46,21 @@ def measure(key: str, network: str, problem: Problem, operation: str) -> None:
         **{f"{name}_host_seconds": timing.host for name, timing in times.items()},
         timed=times["triton"].how,
     )
+    return True
 
 
-def main() -> int:
+def main(first: str = "0") -> int:
+    """Measure the operations from number `first` on."""
     done = {(each["key"], each["operation"]) for each in earlier("layers") if not each["fault"]}
+    work = [(key, layer, problem, operation) for key, layer, problem in layers() for operation in OPERATIONS]
     with fair_conditions(DEVICE):
-        for key, layer, problem in layers():
-            for operation in OPERATIONS:
-                if (key, operation) not in done:
-                    measure(key, layer.network, problem, operation)
+        for number, (key, layer, problem, operation) in enumerate(work[int(first) :], int(first)):
+            if (key, operation) in done:
+                continue
+            if not measure(key, layer.network, problem, operation) and device_is_lost():
+                return go_on("layers", number + 1)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(*sys.argv[1:]))
