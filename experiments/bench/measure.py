@@ -67,7 +67,7 @@ class _Case:
         self.truth = functools.cache(self._truth)
 
     def _truth(self, operation: str) -> tuple[Results, Results]:
-        """In float64, of the tensors and of their absolute values, by the first algorithm: cuDNN's slowest take long."""
+        """In float64, of the tensors and of their absolute values, with cuDNN's usual algorithm: some take long."""
         exact = [t.double() for t in self.tensors]
         of = functools.partial(_aten, self._problem, operation)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
