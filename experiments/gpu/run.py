@@ -21,7 +21,7 @@ from experiments.gpu.report import DONE, Report
 from experiments.gpu.step import MARK
 from experiments.interruption import interrupted_once
 
-CLOSING = 5.0  # seconds that the report takes at the end
+CLOSING = 10.0  # seconds that the report takes at the end
 GRACE = 2.0  # seconds that a step's processes have to end once they are killed
 LEAST = 5.0  # seconds without which a step is not begun
 FOLDERS = {False: Path("gpu-report"), True: Path("build/gpu-rehearsal")}
