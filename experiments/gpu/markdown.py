@@ -14,7 +14,6 @@ from experiments.gpu.report import replace
 Record = dict[str, Any]
 PLOT = "estimated-and-measured.png"
 WORST = 10
-DRIFT = 2.0  # measured over estimated from which a layer counts as far off
 
 
 def write_markdown(content: dict[str, Any], folder: Path, plot: bool = True) -> None:
@@ -166,13 +165,19 @@ def layers(content: dict[str, Any]) -> list[str]:
         rows.append((
             each["key"], each["operation"], guess, ours, ours / guess if ours and guess else None, theirs,
             ours / theirs if ours and theirs else None, rate, microseconds(each, "triton_host_seconds"),
-            estimate.get("limit"), each["fault"] or "",
+            estimate.get("limit"), each["fault"] or how_timed(each),
         ))  # fmt: skip
     header = (
         "layer", "operation", "estimate, us", "ours, us", "ours / estimate", "cuDNN, us", "ours / cuDNN", "TFLOP/s",
         "host, us", "limit by the estimate", "",
     )  # fmt: skip
     return [*lines, *([""] if lines else []), *table(header, rows)]
+
+
+def how_timed(record: Record) -> str:
+    """Return how an operation was timed where the host may have been timed too; "" where not."""
+    how = str(record.get("timed", "graph"))
+    return "" if how in ("graph", "CPU") else f"timed by {how}"
 
 
 def agreement(pairs: Sequence[Record]) -> list[str]:
