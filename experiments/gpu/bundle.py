@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from experiments.gpu.step import MARK
+
 FOLDER = Path("build/gpu-bundle")  # in the tree that is carried
 WHEELS = ("jsonargparse", "typeshed-client", "docstring-parser")  # what trainers' images often lack; without binaries
 LEFT_OUT = (".llir", ".source")  # large, and read by nobody
@@ -80,7 +82,10 @@ def compile_kernels(folder: Path, target: str, triton: str | None) -> None:
             subprocess.run([*pip, "--target", str(beside), f"triton=={triton}"], check=True)
         environment["PYTHONPATH"] = os.pathsep.join([str(beside.resolve()), str(Path.cwd())])
     command = [sys.executable, "-m", "experiments.gpu.steps.ahead"]
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    printed = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
+    records = [json.loads(line.removeprefix(MARK)) for line in printed.splitlines() if line.startswith(MARK)]
+    if faults := [record["fault"] for record in records if record.get("fault")]:
+        raise RuntimeError(f"{len(faults)} faults while compiling; the first: {faults[0]}")
     for path in (folder / "triton-cache").rglob("*"):
         if path.suffix in LEFT_OUT:
             path.unlink()

@@ -23,7 +23,7 @@ from experiments.interruption import interrupted_once
 
 CLOSING = 10.0  # seconds that the report takes at the end
 GRACE = 2.0  # seconds that a step's processes have to end once they are killed
-LEAST = 5.0  # seconds without which a step is not begun
+LEAST = 15.0  # seconds without which a step is not begun: it imports torch, and starts a context of the GPU
 FOLDERS = {False: Path("gpu-report"), True: Path("build/gpu-rehearsal")}
 HARMLESS = (DONE, "skipped", "no time left", "stopped")
 
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         log = (folder / "log.txt").open("w" if afresh else "a", encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--output {folder}: {error.strerror}") from error
-    environment = bundle.unpacked(Path.cwd())
+    environment = cache_in(folder) | bundle.unpacked(Path.cwd())
     with log, interrupted_once(), clocks.watched(folder / "clocks.csv"):
         try:
             runner = Runner(options, report, folder, log, deadline, environment)
@@ -59,6 +59,16 @@ def run(options: argparse.Namespace) -> int:
             report.write()
             write_markdown(report.content, folder)
             print(f"report: {folder / 'report.md'}")
+
+
+def cache_in(folder: Path) -> dict[str, str]:
+    """Return an environment in which Triton keeps its kernels in `folder`; nothing where it can keep them at home."""
+    try:
+        (Path.home() / ".triton").mkdir(exist_ok=True)
+        usable = os.access(Path.home() / ".triton", os.W_OK)
+    except (OSError, RuntimeError):  # there is no home
+        usable = False
+    return {} if usable or "TRITON_CACHE_DIR" in os.environ else {"TRITON_CACHE_DIR": str((folder / "cache").resolve())}
 
 
 def describe_machine(rehearse: bool) -> dict[str, str]:

@@ -6,7 +6,9 @@ import functools
 import platform
 import shutil
 import subprocess
+import sysconfig
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from experiments.gpu.step import DEVICE, REHEARSAL, interpret_in_rehearsal, record
 
@@ -42,6 +44,7 @@ def describe() -> None:
         except PackageNotFoundError:
             found[name] = "missing"
     found["cudnn"] = torch.backends.cudnn.version()
+    found["Python.h"] = str(Path(sysconfig.get_path("include"), "Python.h").exists())
     found["C compiler"] = shutil.which("gcc") or shutil.which("clang") or "missing"  # which Triton needs, before 3.7
     if DEVICE == "cuda":
         properties = torch.cuda.get_device_properties(0)
