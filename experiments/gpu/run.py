@@ -25,6 +25,7 @@ CLOSING = 10.0  # seconds that the report takes at the end
 GRACE = 2.0  # seconds that a step's processes have to end once they are killed
 LEAST = 15.0  # seconds without which a step is not begun: it imports torch, and starts a context of the GPU
 FOLDERS = {False: Path("gpu-report"), True: Path("build/gpu-rehearsal")}
+TOOLS = "/usr/local/cuda/bin"  # where ncu and compute-sanitizer are if not on the path
 HARMLESS = (DONE, "skipped", "no time left", "stopped")
 
 
@@ -49,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
         log = (folder / "log.txt").open("w" if afresh else "a", encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--output {folder}: {error.strerror}") from error
+    os.environ["PATH"] = os.pathsep.join(filter(None, (os.environ.get("PATH"), TOOLS)))
     environment = cache_in(folder) | bundle.unpacked(Path.cwd())
     with log, interrupted_once(), clocks.watched(folder / "clocks.csv"):
         try:
