@@ -6,6 +6,7 @@ leaves the process without the device, another process goes on with the next; CO
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from experiments.gpu.step import MARK, device_is_lost
+from experiments.gpu.step import MARK, device_is_lost, unless_it_hangs
 
 _OUTPUT = os.dup(1)  # before pytest captures it
 _SHARE, _SHARES = map(int, os.environ.get("CONVNETS_GPU_SHARE", "0/1").split("/"))
@@ -63,12 +64,23 @@ def pytest_runtest_logreport(report: Any) -> None:
         _record_counts()
 
 
+def _give_up(test: str, fault: str) -> None:
+    """Record a test that hangs, and have the process that takes the place of this one start with the next."""
+    _counts["failed"] += 1
+    _record(what="failure", test=test, when="call", message=fault)
+    _record_counts()
+    os.environ["CONVNETS_GPU_FIRST"] = str(_FIRST + _finished + 1)
+    for number in (1, 2):  # which pytest has captured
+        os.dup2(_OUTPUT, number)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: Any) -> Iterator[None]:
     global _finished, _failed, _lost
     _failed = False
     try:
-        return (yield)
+        with unless_it_hangs(functools.partial(_give_up, item.nodeid), sys.orig_argv):
+            return (yield)
     finally:
         _finished += 1
         if _failed and device_is_lost():

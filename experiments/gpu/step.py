@@ -7,6 +7,9 @@ import math
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ MARK = "RECORD "  # before a record, on a line of the output of a step
 REHEARSAL = os.environ.get("CONVNETS_GPU_REHEARSAL") == "1"
 DEVICE = "cpu" if REHEARSAL else "cuda"
 TARGET = "sm_90"  # that a rehearsal compiles for
+LONGEST = 600.0 if REHEARSAL else 45.0  # seconds after which a kernel is taken to hang
 MOST_CORES = 16  # processes that each may hold a context of the GPU
 
 
@@ -74,5 +78,28 @@ def device_is_lost() -> bool:
 
 def go_on(step: str, *arguments: object) -> int:
     """Do the rest of a step in a new process, which has the device again; return its exit code."""
-    command = [sys.executable, "-m", f"experiments.gpu.steps.{step}", *map(str, arguments)]
-    return subprocess.run(command).returncode
+    return subprocess.run(rest_of(step, *arguments)).returncode
+
+
+def rest_of(step: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", f"experiments.gpu.steps.{step}", *map(str, arguments)]
+
+
+@contextmanager
+def unless_it_hangs(report: Callable[..., None], command: Sequence[str]) -> Iterator[None]:
+    """Report what takes longer than LONGEST inside a `with` block, and have `command` take the place of this process.
+
+    With it ends its context, and so the kernel that hangs.
+    """
+
+    def give_up() -> None:
+        report(fault=f"took more than {LONGEST:.0f} s: the rest is done by another process")
+        os.execvp(command[0], list(command))
+
+    timer = threading.Timer(LONGEST, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -273,6 +273,19 @@ def test_a_process_without_the_device_hands_over_to_another(monkeypatch, tmp_pat
     assert "2 passed, 1 failed, 0 errors, 0 skipped, of 3 tests." in text
 
 
+def test_a_test_that_hangs_is_recorded_and_the_others_run(tmp_path):
+    (tmp_path / "conftest.py").write_text("from experiments.gpu import step\nstep.LONGEST = 2.0\n")
+    tests = "import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)\ndef test_c(): pass\n"
+    (tmp_path / "test_three.py").write_text(tests)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "experiments.gpu.pytest_records", "-p", "no:xdist"]
+    result = subprocess.run(
+        [*command, "--rootdir", str(tmp_path), str(tmp_path)], capture_output=True, text=True, timeout=50
+    )
+    lines = [line.partition("RECORD ")[2] for line in result.stdout.splitlines() if "RECORD " in line]
+    text = markdown(content_of(tests=[json.loads(line) for line in lines]), plotted=False)
+    assert "2 passed, 1 failed, 0 errors, 0 skipped, of 3 tests." in text and "test_b | call | took more than" in text
+
+
 def test_a_run_needs_a_gpu_or_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="--rehearse"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from experiments.gpu.step import (
     interpret_in_rehearsal,
     reason,
     record,
+    rest_of,
+    unless_it_hangs,
 )
 
 interpret_in_rehearsal()
@@ -191,9 +194,8 @@ CASES: dict[str, Case] = {
 }
 
 
-def check(name: str, dtype: torch.dtype) -> bool:
+def check(what: dict[str, str], name: str, dtype: torch.dtype) -> bool:
     """Record how far the results of a case are from float64, or how it failed, and return False."""
-    what = {"case": name, "dtype": str(dtype).removeprefix("torch.")}
     try:
         reached = [closeness(*each) for each in CASES[name](dtype)]
     except Exception as error:  # a compiler, a driver or an assertion: the other cases can go on
@@ -224,7 +226,11 @@ def main(share: str | None = None, first: str = "0") -> int:
     number, shares = map(int, share.split("/"))
     own = cases()[number::shares]
     for place in range(int(first), len(own)):
-        if not check(*own[place]) and device_is_lost():
+        name, dtype = own[place]
+        what = {"case": name, "dtype": str(dtype).removeprefix("torch.")}
+        with unless_it_hangs(functools.partial(record, **what), rest_of("kernels", share, place + 1)):
+            checked = check(what, name, dtype)
+        if not checked and device_is_lost():
             return go_on("kernels", share, place + 1)
     return 0
 

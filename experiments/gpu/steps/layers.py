@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 from experiments.gpu.step import (
@@ -12,6 +13,8 @@ from experiments.gpu.step import (
     interpret_in_rehearsal,
     reason,
     record,
+    rest_of,
+    unless_it_hangs,
 )
 
 interpret_in_rehearsal()
@@ -22,9 +25,8 @@ from experiments.gpu.timing import copies_of, timed  # noqa: E402
 from kernels.problem import OPERATIONS, Problem  # noqa: E402
 
 
-def measure(key: str, network: str, problem: Problem, operation: str) -> bool:
+def measure(what: dict[str, str], problem: Problem, operation: str) -> bool:
     """Record one operation of a layer: how close to float64, and the times of ours and of cuDNN; False if it failed."""
-    what = {"key": key, "network": network, "operation": operation}
     try:
         reached = Contender("triton", DEVICE).prepare(problem, operation)
         copies = copies_of(problem.tensors(DEVICE))
@@ -57,7 +59,10 @@ def main(first: str = "0") -> int:
         for number, (key, layer, problem, operation) in enumerate(work[int(first) :], int(first)):
             if (key, operation) in done:
                 continue
-            if not measure(key, layer.network, problem, operation) and device_is_lost():
+            what = {"key": key, "network": layer.network, "operation": operation}
+            with unless_it_hangs(functools.partial(record, **what), rest_of("layers", number + 1)):
+                measured = measure(what, problem, operation)
+            if not measured and device_is_lost():
                 return go_on("layers", number + 1)
     return 0
 
