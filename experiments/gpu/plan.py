@@ -52,8 +52,8 @@ STEPS = (  # in the background is what leaves the GPU idle, while nothing is tim
     Step("sanitizer", "compute-sanitizer", 120, programs=("compute-sanitizer",), background=True),
     Step("tests", "The kernels' tests, compiled", 120, packages=("pytest", "hypothesis")),
     Step("training", "A training step of ResNet-50", 70, waits=True, resumes=True),
-    Step("profiler", "Nsight Compute", 60, programs=("ncu",)),
-    Step("tuning", "Tuning where estimate and clock disagree", 45, resumes=True),
-    Step("fit", "Training on digits", 60, packages=TRAINER),
-    Step("compile", "torch.compile on layers", 60, resumes=True),
+    Step("profiler", "Nsight Compute", 60, programs=("ncu",), waits=True),
+    Step("tuning", "Tuning where estimate and clock disagree", 45, waits=True, resumes=True),
+    Step("fit", "Training on digits", 60, packages=TRAINER, waits=True),
+    Step("compile", "torch.compile on layers", 60, waits=True, resumes=True),
 )
