@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from experiments.gpu.step import MARK
+
 FOLDER = Path("build/gpu-bundle")  # in the tree that is carried
 WHEELS = ("jsonargparse", "typeshed-client", "docstring-parser")  # what trainers' images often lack; without binaries
 LEFT_OUT = (".llir", ".source")  # large, and read by nobody
@@ -29,6 +31,7 @@ LIMIT = 60 << 20  # bytes
 def unpacked(tree: Path) -> dict[str, str]:
     """Return the environment in which steps find what a bundle brought: nothing where there is none.
 
+    This process finds its packages from then on, as it decides by them which steps can run.
     Its kernels go to a cache folder beside it, since Triton's cache names its files by absolute paths.
     """
     folder = tree / FOLDER
@@ -36,6 +39,7 @@ def unpacked(tree: Path) -> dict[str, str]:
     if (folder / "site").is_dir():
         paths = [str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
+        sys.path.append(str(folder / "site"))
     if (folder / "triton-cache").is_dir() and "TRITON_CACHE_DIR" not in os.environ:
         cache = folder / "triton-cache"
         relocate(cache)
@@ -78,7 +82,10 @@ def compile_kernels(folder: Path, target: str, triton: str | None) -> None:
             subprocess.run([*pip, "--target", str(beside), f"triton=={triton}"], check=True)
         environment["PYTHONPATH"] = os.pathsep.join([str(beside.resolve()), str(Path.cwd())])
     command = [sys.executable, "-m", "experiments.gpu.steps.ahead"]
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    printed = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
+    records = [json.loads(line.removeprefix(MARK)) for line in printed.splitlines() if line.startswith(MARK)]
+    if faults := [record["fault"] for record in records if record.get("fault")]:
+        raise RuntimeError(f"{len(faults)} faults while compiling; the first: {faults[0]}")
     for path in (folder / "triton-cache").rglob("*"):
         if path.suffix in LEFT_OUT:
             path.unlink()

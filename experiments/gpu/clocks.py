@@ -26,8 +26,11 @@ def watched(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            watcher.kill()
-            watcher.wait()
+            watcher.terminate()  # so that it writes what it has
+            try:
+                watcher.wait(2.0)
+            except subprocess.TimeoutExpired:
+                watcher.kill()
 
 
 def summary(path: Path) -> dict[str, tuple[float, float, float]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,30 @@ from experiments.gpu.report import replace
 Record = dict[str, Any]
 PLOT = "estimated-and-measured.png"
 WORST = 10
-DRIFT = 2.0  # measured over estimated from which a layer counts as far off
 
 
-def write_markdown(content: dict[str, Any], folder: Path) -> None:
-    """Write report.md, and its plot where matplotlib is installed."""
-    pairs = pairs_of(content)
-    plotted = len(pairs) > 1 and find_spec("matplotlib") is not None
-    if plotted:
-        from experiments.gpu.figure import draw
+def write_markdown(content: dict[str, Any], folder: Path, plot: bool = True) -> None:
+    """Write report.md, and its plot where matplotlib is installed; without `plot` an earlier one stays.
 
-        draw(pairs, folder / PLOT, rehearsal=content["rehearsal"])
-    replace(folder / "report.md", markdown(content, plotted))
+    Raises:
+        OSError: report.md cannot be written.
+    """
+    failure = draw_plot(content, folder) if plot else ""
+    text = markdown(content, (folder / PLOT).exists())
+    replace(folder / "report.md", f"{text}\n{failure}\n" if failure else text)
+
+
+def draw_plot(content: dict[str, Any], folder: Path) -> str:
+    """Draw what can be drawn; return why it could not be, "" where it was or there is nothing to draw."""
+    try:
+        pairs = pairs_of(content)
+        if len(pairs) > 1:
+            from experiments.gpu.figure import draw
+
+            draw(pairs, folder / PLOT, rehearsal=content["rehearsal"])
+    except Exception as error:  # of matplotlib, which has many, or is missing: the tables stand without it
+        return f"No plot: {type(error).__name__}: {error}"
+    return ""
 
 
 def markdown(content: dict[str, Any], plotted: bool) -> str:
@@ -39,7 +50,10 @@ def markdown(content: dict[str, Any], plotted: bool) -> str:
     lines += ["", ", ".join(f"{name} {value}" for name, value in content["machine"].items()) + "."]
     lines += ["", *table(("step", "", "seconds"), rows)]
     for step in STEPS:
-        section = SECTIONS[step.name](content)
+        try:
+            section = SECTIONS[step.name](content)
+        except Exception as error:  # records of a step that went wrong may lack anything; the other sections stand
+            section = [f"report.json holds this step's records; they do not make a table: {error!r}"]
         if section:
             lines += ["", f"## {step.title}", "", *section]
             if step.name == "layers" and plotted:
@@ -55,7 +69,9 @@ def records(content: dict[str, Any], step: str, **fields: Any) -> Iterable[Recor
 def pairs_of(content: dict[str, Any]) -> list[Record]:
     """Return the operations that have an estimate and a time: the records of both, merged, the later ones winning."""
     estimates = {(e["key"], e["operation"]): e for e in records(content, "ahead") if e.get("estimated_seconds")}
-    measured = {(m["key"], m["operation"]): m for m in records(content, "layers") if not m["fault"]}
+    measured = {
+        (m["key"], m["operation"]): m for m in records(content, "layers") if not m["fault"] and m.get("triton_seconds")
+    }
     return [estimates[key] | record for key, record in measured.items() if key in estimates]
 
 
@@ -93,7 +109,8 @@ def ahead(content: dict[str, Any]) -> list[str]:
         f"{len(found)} operations, {sum(len(each['launches']) for each in found)} launches, for {found[0]['target']}."
     )
     text += f" Spilling: {'; '.join(spilling)}." if spilling else " No kernel spills registers."
-    return [text + "".join(training).rstrip()]
+    missing = [f"- {e['key']}, {e['operation']}: {e['fault']}" for e in records(content, "ahead", what="no estimate")]
+    return [text + "".join(training).rstrip(), *(["", "No estimate:", "", *missing] if missing else [])]
 
 
 def device(content: dict[str, Any]) -> list[str]:
@@ -148,13 +165,19 @@ def layers(content: dict[str, Any]) -> list[str]:
         rows.append((
             each["key"], each["operation"], guess, ours, ours / guess if ours and guess else None, theirs,
             ours / theirs if ours and theirs else None, rate, microseconds(each, "triton_host_seconds"),
-            estimate.get("limit"), each["fault"] or "",
+            estimate.get("limit"), each["fault"] or how_timed(each),
         ))  # fmt: skip
     header = (
         "layer", "operation", "estimate, us", "ours, us", "ours / estimate", "cuDNN, us", "ours / cuDNN", "TFLOP/s",
         "host, us", "limit by the estimate", "",
     )  # fmt: skip
     return [*lines, *([""] if lines else []), *table(header, rows)]
+
+
+def how_timed(record: Record) -> str:
+    """Return how an operation was timed where the host may have been timed too; "" where not."""
+    how = str(record.get("timed", "graph"))
+    return "" if how in ("graph", "CPU") else f"timed by {how}"
 
 
 def agreement(pairs: Sequence[Record]) -> list[str]:
@@ -166,8 +189,12 @@ def agreement(pairs: Sequence[Record]) -> list[str]:
     rank = rank_correlation([e["estimated_seconds"] for e in pairs], [e["triton_seconds"] for e in pairs])
     lines = [
         f"{len(pairs)} operations: rank correlation of estimate and time {rank:.3f}; median of measured / estimated"
-        f" {statistics.median(ratios):.2f}; median error {100 * statistics.median(abs(r - 1) for r in ratios):.0f} %;"
-        f" geometric mean of ours / cuDNN {math.exp(statistics.fmean(map(math.log, against))):.2f}."
+        f" {statistics.median(ratios):.2f}; median error {100 * statistics.median(abs(r - 1) for r in ratios):.0f} %"
+        + (
+            f"; geometric mean of ours / cuDNN {math.exp(statistics.fmean(map(math.log, against))):.2f}."
+            if against
+            else "."
+        )
     ]
     worst = sorted(pairs, key=lambda e: -abs(math.log(e["triton_seconds"] / e["estimated_seconds"])))[:WORST]
     rows = []
@@ -267,7 +294,9 @@ def compile(content: dict[str, Any]) -> list[str]:
         rows.append(
             (each["key"], each["operation"], ours, theirs, ours / theirs if ours and theirs else None, each["fault"])
         )
-    return table(("layer", "operation", "ours, us", "torch.compile, us", "ours / torch.compile", ""), rows)
+    return table(
+        ("layer", "operation", "ours, us, inputs in L2", "torch.compile, us", "ours / torch.compile", ""), rows
+    )
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {

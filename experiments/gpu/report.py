@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ DONE = "done"
 
 
 class Report:
-    """The results of a run, in memory and on disk.
+    """The results of a run, in memory and on disk; several threads may add to them.
 
     Args:
         folder: of report.json, which is read where it exists.
@@ -30,6 +32,7 @@ class Report:
         self._path = folder / "report.json"
         self.content: dict[str, Any] = {"format": FORMAT, "rehearsal": rehearsal, "machine": machine, "steps": {}}
         self._written = 0.0
+        self._lock = threading.RLock()
         if self._path.exists() and not afresh:
             self.content = self._read()
 
@@ -51,22 +54,25 @@ class Report:
     def is_done(self, step: str) -> bool:
         return bool(self.content["steps"].get(step, {}).get("status") == DONE)
 
-    def begin(self, step: str, again: bool) -> None:
-        """Start a step; what it recorded earlier, before it was stopped, stays unless `again`."""
-        earlier = [] if again else self.content["steps"].get(step, {}).get("records", [])
-        self.content["steps"][step] = {"status": "running", "seconds": 0.0, "records": earlier}
-        self.write()
+    def begin(self, step: str, keep: bool) -> None:
+        """Start a step; with `keep` what it recorded without a fault stays, from before it was stopped."""
+        with self._lock:
+            earlier = [each for each in self.records(step) if keep and not each.get("fault")]
+            self.content["steps"][step] = {"status": "running", "seconds": 0.0, "records": earlier}
+            self._try_to_write()
 
     def end(self, step: str, status: str, seconds: float) -> None:
-        state = self.content["steps"].setdefault(step, {"records": []})
-        state.update(status=status, seconds=round(seconds, 2))
-        self.write()
+        with self._lock:
+            state = self.content["steps"].setdefault(step, {"records": []})
+            state.update(status=status, seconds=round(seconds, 2))
+            self._try_to_write()
 
     def add(self, step: str, record: dict[str, Any]) -> None:
         """Keep a record of a step; the file follows within a second."""
-        self.content["steps"][step]["records"].append(record)
-        if time.monotonic() - self._written > 1.0:
-            self.write()
+        with self._lock:
+            self.content["steps"][step]["records"].append(record)
+            if time.monotonic() - self._written > 1.0:
+                self._try_to_write()
 
     def records(self, step: str, **fields: Any) -> Iterator[dict[str, Any]]:
         """Yield the records of a step that have these values."""
@@ -75,8 +81,14 @@ class Report:
                 yield record
 
     def write(self) -> None:
-        replace(self._path, json.dumps(self.content, indent=1) + "\n")
-        self._written = time.monotonic()
+        with self._lock:
+            replace(self._path, json.dumps(self.content, indent=1) + "\n")
+            self._written = time.monotonic()
+
+    def _try_to_write(self) -> None:
+        """Write, unless the disk is full for the moment: the steps go on, and what is in memory is written later."""
+        with contextlib.suppress(OSError):
+            self.write()
 
 
 def replace(path: Path, text: str) -> None:

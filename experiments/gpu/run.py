@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -10,20 +11,21 @@ import subprocess
 import sys
 import threading
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
 from experiments.gpu import bundle, clocks
-from experiments.gpu.markdown import write_markdown
+from experiments.gpu.markdown import PLOT, write_markdown
 from experiments.gpu.plan import STEPS, Step
 from experiments.gpu.report import DONE, Report
 from experiments.gpu.step import MARK
-from experiments.interruption import termination_interrupts
+from experiments.interruption import interrupted_once
 
-CLOSING = 5.0  # seconds that the report takes at the end
-LEAST = 5.0  # seconds without which a step is not begun
+CLOSING = 10.0  # seconds that the report takes at the end
+GRACE = 2.0  # seconds that a step's processes have to end once they are killed
+LEAST = 15.0  # seconds without which a step is not begun: it imports torch, and starts a context of the GPU
 FOLDERS = {False: Path("gpu-report"), True: Path("build/gpu-rehearsal")}
+TOOLS = "/usr/local/cuda/bin"  # where ncu and compute-sanitizer are if not on the path
 HARMLESS = (DONE, "skipped", "no time left", "stopped")
 
 
@@ -43,12 +45,14 @@ def run(options: argparse.Namespace) -> int:
         report = Report(folder, options.rehearse, machine, afresh)
         report.write()
         if afresh:
-            (folder / "clocks.csv").unlink(missing_ok=True)
+            for name in ("clocks.csv", PLOT):
+                (folder / name).unlink(missing_ok=True)
         log = (folder / "log.txt").open("w" if afresh else "a", encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--output {folder}: {error.strerror}") from error
-    environment = bundle.unpacked(Path.cwd())
-    with log, termination_interrupts(), clocks.watched(folder / "clocks.csv"):
+    os.environ["PATH"] = os.pathsep.join(filter(None, (os.environ.get("PATH"), TOOLS)))
+    environment = cache_in(folder) | bundle.unpacked(Path.cwd())
+    with log, interrupted_once(), clocks.watched(folder / "clocks.csv"):
         try:
             runner = Runner(options, report, folder, log, deadline, environment)
             return runner.run([step for step in STEPS if options.step is None or step.name in options.step])
@@ -59,6 +63,16 @@ def run(options: argparse.Namespace) -> int:
             print(f"report: {folder / 'report.md'}")
 
 
+def cache_in(folder: Path) -> dict[str, str]:
+    """Return an environment in which Triton keeps its kernels in `folder`; nothing where it can keep them at home."""
+    try:
+        (Path.home() / ".triton").mkdir(exist_ok=True)
+        usable = os.access(Path.home() / ".triton", os.W_OK)
+    except (OSError, RuntimeError):  # there is no home
+        usable = False
+    return {} if usable or "TRITON_CACHE_DIR" in os.environ else {"TRITON_CACHE_DIR": str((folder / "cache").resolve())}
+
+
 def describe_machine(rehearse: bool) -> dict[str, str]:
     """Return what the results of a folder must have in common: device and versions.
 
@@ -66,11 +80,12 @@ def describe_machine(rehearse: bool) -> dict[str, str]:
         ValueError: there is no GPU that PyTorch can use, and this is no rehearsal.
     """
     import torch
+    import triton
 
     if not rehearse and not torch.cuda.is_available():
         raise ValueError("there is no GPU here that PyTorch can use: --rehearse runs the same steps without one")
     device = "none" if rehearse else torch.cuda.get_device_name()
-    return {"device": device, "torch": torch.__version__, "triton": version("triton")}
+    return {"device": device, "torch": torch.__version__, "triton": triton.__version__}
 
 
 class Runner:
@@ -119,7 +134,7 @@ class Runner:
             self._say(f"{step.name}: {status}")
             return None
         limit = min(step.rehearsal if self._options.rehearse else step.limit, left)
-        self._report.begin(step.name, again=self._options.again)
+        self._report.begin(step.name, keep=step.resumes and not self._options.again)
         running = Running(step, limit, self._environment | self._environment_of_steps(), self._report, self._log)
         self._active.append(running)
         return running
@@ -140,7 +155,8 @@ class Runner:
         self._active.remove(running)
         self._report.end(running.step.name, status, running.seconds)
         self._say(f"{running.step.name}: {status} after {running.seconds:.0f} s of {running.limit:.0f}")
-        write_markdown(self._report.content, self._folder)
+        with contextlib.suppress(OSError):  # of a full disk, as in report.py
+            write_markdown(self._report.content, self._folder, plot=False)
 
     def _is_at_fault(self, step: Step) -> bool:
         """Return True if a step failed or found something wrong; in a rehearsal also if it took too long."""
@@ -150,9 +166,15 @@ class Runner:
         return not status.startswith(harmless) or bool(faults or [*self._report.records(step.name, what="failure")])
 
     def _say(self, text: str) -> None:
-        for file in (self._log, sys.stdout):
-            file.write(text + "\n")
-            file.flush()
+        print(text, flush=True)
+        write_to(self._log, text)
+
+
+def write_to(log: IO[str], text: str) -> None:
+    """Add a line to the log, unless the disk is full or, for a process that outlived its step, the log is closed."""
+    with contextlib.suppress(OSError, ValueError):
+        log.write(text + "\n")
+        log.flush()
 
 
 class Running:
@@ -161,7 +183,7 @@ class Running:
     def __init__(self, step: Step, limit: float, environment: dict[str, str], report: Report, log: IO[str]) -> None:
         self.step, self.limit = step, limit
         self._report, self._log = report, log
-        self._started = time.monotonic()
+        self._started, self._ended = time.monotonic(), float("inf")
         inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", step.module],
@@ -174,17 +196,23 @@ class Running:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self._started
+        """That it has run, in the background too until it ended and not until it was waited for."""
+        return min(time.monotonic(), self._ended) - self._started
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         with self._process.stdout as output:
             for line in output:
                 text, mark, record = line.partition(MARK)  # a test's dot may stand before
+                try:
+                    fields = json.loads(record) if mark else None
+                except ValueError:  # a process was ended in mid-line, or something else prints the mark
+                    text, fields = line, None
                 if text.strip():
-                    self._log.write(f"[{self.step.name}] {text.rstrip()}\n")
-                if mark:
-                    self._report.add(self.step.name, json.loads(record))
+                    write_to(self._log, f"[{self.step.name}] {text.rstrip()}")
+                if isinstance(fields, dict):
+                    self._report.add(self.step.name, fields)
+        self._ended = time.monotonic()
 
     def wait(self) -> str:
         """Return how the step ended, at its limit at the latest."""
@@ -194,7 +222,7 @@ class Running:
         except subprocess.TimeoutExpired:
             status = f"stopped at its limit of {self.limit:.0f} s"
         self.kill()  # with what it may have left
-        self._reader.join(timeout=5)
+        self._reader.join(timeout=GRACE)
         return status
 
     def kill(self) -> None:
@@ -202,4 +230,5 @@ class Running:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver that hangs keeps its process from ending
+            self._process.wait(GRACE)

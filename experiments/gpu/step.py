@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 MARK = "RECORD "  # before a record, on a line of the output of a step
 REHEARSAL = os.environ.get("CONVNETS_GPU_REHEARSAL") == "1"
 DEVICE = "cpu" if REHEARSAL else "cuda"
 TARGET = "sm_90"  # that a rehearsal compiles for
+LONGEST = 600.0 if REHEARSAL else 45.0  # seconds after which a kernel is taken to hang
+MOST_CORES = 16  # processes that each may hold a context of the GPU
 
 
 def interpret_in_rehearsal() -> None:
@@ -39,6 +46,60 @@ def earlier(step: str) -> list[dict[str, Any]]:
 
 
 def reason(error: BaseException) -> str:
-    """Return the last line of an error, where a compiler says what it means."""
+    """Return the last line of an error, where a compiler says what it means; of CUDA's the first, advice follows."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
-    return f"{type(error).__name__}: {lines[-1][:200] if lines else ''}".rstrip(": ")
+    said = next((line for line in lines[:1] if line.startswith("CUDA")), lines[-1] if lines else "")
+    return f"{type(error).__name__}: {said[:200]}".rstrip(": ")
+
+
+def cores() -> int:
+    """Return the number of processes to start: of cores that this one may use, as a container may be one of many."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # no such file, or no quota: "max"
+        pass
+    return max(1, min(count, MOST_CORES))
+
+
+def device_is_lost() -> bool:
+    """Return True if all that CUDA has left for this process is errors, as after an access out of bounds."""
+    if DEVICE == "cpu":
+        return False
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def go_on(step: str, *arguments: object) -> int:
+    """Do the rest of a step in a new process, which has the device again; return its exit code."""
+    return subprocess.run(rest_of(step, *arguments)).returncode
+
+
+def rest_of(step: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", f"experiments.gpu.steps.{step}", *map(str, arguments)]
+
+
+@contextmanager
+def unless_it_hangs(report: Callable[..., None], command: Sequence[str]) -> Iterator[None]:
+    """Report what takes longer than LONGEST inside a `with` block, and have `command` take the place of this process.
+
+    With it ends its context, and so the kernel that hangs.
+    """
+
+    def give_up() -> None:
+        report(fault=f"took more than {LONGEST:.0f} s: the rest is done by another process")
+        os.execvp(command[0], list(command))
+
+    timer = threading.Timer(LONGEST, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

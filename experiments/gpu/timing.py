@@ -16,6 +16,7 @@ from experiments.gpu.step import DEVICE
 REPLAYS = 7
 LEAST = 10  # calls in a graph
 COPIES = 64  # of the inputs, at most
+SECONDS = 2e-3  # that a timing lasts at least: to start a graph takes the host as long as a few small calls
 
 Call = Callable[[], object]
 
@@ -55,7 +56,8 @@ def timed(calls: Sequence[Call]) -> Timing:
         seconds = [elapsed(lambda: [call() for call in calls]) for _ in range(REPLAYS)]
         return Timing(statistics.median(seconds) / len(calls), host, f"events ({str(error).splitlines()[0][:80]})")
     graph.replay()
-    seconds = [elapsed(graph.replay) for _ in range(REPLAYS)]
+    times = math.ceil(SECONDS / max(elapsed(graph.replay), 1e-5))
+    seconds = [elapsed(graph.replay, times) for _ in range(REPLAYS)]
     return Timing(statistics.median(seconds) / len(calls), host, "graph")
 
 
@@ -73,15 +75,20 @@ def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def elapsed(run: Call) -> float:
-    """Return the seconds between events before and after, when all is done."""
+def elapsed(run: Call, times: int = 1) -> float:
+    """Return the seconds of a run between events, as the mean of `times` runs.
+
+    One more goes before, so that the device is busy while the host starts those that count.
+    """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
-    start.record()
     run()
+    start.record()
+    for _ in range(times):
+        run()
     end.record()
     end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3
+    return float(start.elapsed_time(end)) / 1e3 / times
 
 
 def host_seconds(calls: Sequence[Call], rounds: int) -> float:

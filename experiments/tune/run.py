@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments.convolutions import ARCHITECTURES, convolutions_of
+from experiments.interruption import interrupted_once
 from experiments.tune.compare import compare
 from experiments.tune.compiling import Compilers
 from experiments.tune.search import NotTuned, estimated_choice, measured_choice
@@ -214,21 +213,3 @@ def progress() -> Progress:
     """A bar on stderr, which goes when all is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
-@contextmanager
-def interrupted_once() -> Iterator[None]:
-    """Have SIGTERM interrupt as Ctrl-C does, and either only once: what is kept is then said in peace."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    def interrupt(number: int, frame: object) -> None:
-        for each in signals:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    previous = {each: signal.signal(each, interrupt) for each in signals}
-    try:
-        yield
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)

@@ -8,19 +8,19 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 from unittest import mock
 
-from experiments.gpu.step import REHEARSAL, TARGET, earlier, reason, record
+from experiments.gpu.step import REHEARSAL, TARGET, cores, earlier, reason, record
 
 os.environ.pop("TRITON_INTERPRET", None)
 
 from experiments.gpu.stub import stubbed  # noqa: E402
 from experiments.inspection.reports import Operation  # noqa: E402
-from experiments.inspection.work import Job, inspected  # noqa: E402
+from experiments.inspection.work import Job, inspect  # noqa: E402
 from kernels.problem import OPERATIONS  # noqa: E402
 
 
@@ -61,16 +61,27 @@ def estimate_of(key: str, target: str, found: Operation) -> dict[str, object]:
     }  # fmt: skip
 
 
-def estimate_layers(target: str) -> None:
-    """Compile and record every operation of the layers."""
+def estimate_layers(target: str, pool: Executor) -> None:
+    """Compile and record every operation of the layers; one that does not compile does not keep the others."""
     from experiments.gpu.problems import layers
 
     done = {(each.get("key"), each.get("operation")) for each in earlier("ahead") if each.get("target") == target}
     work = [(key, operation, problem) for key, _, problem in layers() for operation in OPERATIONS]
     work = [each for each in work if each[:2] not in done]
     jobs = [Job(target, problem, operation) for _, operation, problem in work]
-    for (key, _, _), found in zip(work, inspected(jobs), strict=True):
-        record(**estimate_of(key, target, found))
+    for (key, operation, _), found in zip(work, pool.map(inspected_or_fault, jobs), strict=True):
+        if isinstance(found, str):
+            record(what="no estimate", key=key, operation=operation, target=target, fault=found)
+        else:
+            record(**estimate_of(key, target, found))
+
+
+def inspected_or_fault(job: Job) -> Operation | str:
+    """Return the report of a job, or what is wrong."""
+    try:
+        return inspect(job)
+    except ValueError as error:
+        return str(error)
 
 
 def specialisation(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> str:
@@ -121,17 +132,16 @@ def compile_training(target: str, batch: int, share: int, shares: int) -> int:
 
 
 def main() -> int:
-    name = target()
-    estimate_layers(name)
     from experiments.gpu.steps.training import BATCHES
 
-    shares = os.cpu_count() or 1
+    name, shares = target(), cores()
     work = [(name, batch, share, shares) for batch in BATCHES for share in range(shares)]
     try:
         with ProcessPoolExecutor(shares, get_context("spawn")) as pool:
+            estimate_layers(name, pool)
             kernels = sum(pool.map(compile_training, *zip(*work, strict=True)))
         record(what="training", target=name, kernels=kernels, fault="")
-    except Exception as error:  # of the compiler, or a process that ended: the first step then compiles by itself
+    except Exception as error:  # of the compiler, or a process that ended: later steps then compile by themselves
         record(what="training", target=name, kernels=0, fault=reason(error))
     return 0
 

@@ -6,7 +6,9 @@ import functools
 import platform
 import shutil
 import subprocess
+import sysconfig
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from experiments.gpu.step import DEVICE, REHEARSAL, interpret_in_rehearsal, record
 
@@ -42,6 +44,8 @@ def describe() -> None:
         except PackageNotFoundError:
             found[name] = "missing"
     found["cudnn"] = torch.backends.cudnn.version()
+    found["Python.h"] = str(Path(sysconfig.get_path("include"), "Python.h").exists())
+    found["C compiler"] = shutil.which("gcc") or shutil.which("clang") or "missing"  # which Triton needs, before 3.7
     if DEVICE == "cuda":
         properties = torch.cuda.get_device_properties(0)
         found["device"] = properties.name
@@ -52,10 +56,12 @@ def describe() -> None:
     else:
         found["device"] = f"none: a rehearsal on {platform.machine()}"
     if shutil.which("nvidia-smi") and not REHEARSAL:
-        answer = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
-        )
-        found["nvidia-smi"] = dict(zip(QUERY.split(","), answer.stdout.strip().split(", "), strict=False))
+        command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", "--id=0"]
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+            found["nvidia-smi"] = dict(zip(QUERY.split(","), answer.strip().split(", "), strict=False))
+        except (OSError, subprocess.TimeoutExpired):
+            pass  # what follows does not need it
     record(what="machine", **found)
 
 

@@ -21,11 +21,18 @@ def main() -> int:
         command = [*COMMAND, *(TINY if REHEARSAL else ()), "--trainer.logger.init_args.save_dir", folder]
         started = time.perf_counter()
         environment = os.environ | {"COLUMNS": "120", "TERM": "dumb"}
-        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+        )
+        assert process.stdout is not None
+        output = ""
+        for line in process.stdout:  # as it comes: the log has it where the step runs out of time
+            print(line, end="", flush=True)
+            output += line
+        code = process.wait()
         seconds = time.perf_counter() - started
-    print(result.stdout, result.stderr, sep="\n", flush=True)
-    accuracy = re.findall(r"test/accuracy\W+([01]\.\d+)", result.stdout)
-    fault = "" if result.returncode == 0 and accuracy else f"exit code {result.returncode}"
+    accuracy = re.findall(r"test/accuracy\W+([01]\.\d+)", output)
+    fault = "" if code == 0 and accuracy else f"exit code {code}"
     record(seconds=seconds, test_accuracy=float(accuracy[-1]) if accuracy else None, fault=fault)
     return 0
 

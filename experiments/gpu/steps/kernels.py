@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
-from experiments.gpu.step import DEVICE, REHEARSAL, interpret_in_rehearsal, reason, record
+from experiments.gpu.step import (
+    DEVICE,
+    REHEARSAL,
+    cores,
+    device_is_lost,
+    go_on,
+    interpret_in_rehearsal,
+    reason,
+    record,
+    rest_of,
+    unless_it_hangs,
+)
 
 interpret_in_rehearsal()
 
@@ -183,17 +194,17 @@ CASES: dict[str, Case] = {
 }
 
 
-def check(name: str, dtype: torch.dtype) -> None:
-    """Record how far the results of a case are from float64, or how it failed."""
-    what = {"case": name, "dtype": str(dtype).removeprefix("torch.")}
+def check(what: dict[str, str], name: str, dtype: torch.dtype) -> bool:
+    """Record how far the results of a case are from float64, or how it failed, and return False."""
     try:
         reached = [closeness(*each) for each in CASES[name](dtype)]
     except Exception as error:  # a compiler, a driver or an assertion: the other cases can go on
         record(**what, fault=reason(error))
-        return
+        return False
     worst = max(reached, key=lambda each: each.error / each.allowed if each.allowed else each.error)
     bad = next((each for each in reached if not each.close), None)
     record(**what, results=len(reached), error=worst.error, allowed=worst.allowed, fault=f"wrong: {bad}" if bad else "")
+    return True
 
 
 def cases() -> list[tuple[str, torch.dtype]]:
@@ -202,18 +213,25 @@ def cases() -> list[tuple[str, torch.dtype]]:
     return [(name, dtype) for name, dtype in pairs if CASES[name] is not boxed or (has_tma and dtype.itemsize < 8)]
 
 
-def main(share: str | None = None) -> int:
-    """Check the cases of a share, "number/shares"; without one all, in processes that compile beside each other."""
+def main(share: str | None = None, first: str = "0") -> int:
+    """Check the cases of a share, "number/shares", from number `first` on; without one all, in processes beside each
+    other, as compiling takes longest."""
     if share is None:
-        shares = 1 if REHEARSAL else min(MOST, os.cpu_count() or 1)
+        shares = 1 if REHEARSAL else min(MOST, cores())
         command = [sys.executable, "-m", "experiments.gpu.steps.kernels"]
         running = [subprocess.Popen([*command, f"{number}/{shares}"]) for number in range(shares)]
         return int(any([process.wait() for process in running]))
     torch.manual_seed(0)
     torch.backends.cudnn.allow_tf32 = False  # so that float32 is IEEE's, with ours as with torch
     number, shares = map(int, share.split("/"))
-    for name, dtype in cases()[number::shares]:
-        check(name, dtype)
+    own = cases()[number::shares]
+    for place in range(int(first), len(own)):
+        name, dtype = own[place]
+        what = {"case": name, "dtype": str(dtype).removeprefix("torch.")}
+        with unless_it_hangs(functools.partial(record, **what), rest_of("kernels", share, place + 1)):
+            checked = check(what, name, dtype)
+        if not checked and device_is_lost():
+            return go_on("kernels", share, place + 1)
     return 0
 
 

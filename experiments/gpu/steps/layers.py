@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from experiments.gpu.step import DEVICE, earlier, interpret_in_rehearsal, reason, record
+import functools
+import sys
+
+from experiments.gpu.step import (
+    DEVICE,
+    device_is_lost,
+    earlier,
+    go_on,
+    interpret_in_rehearsal,
+    reason,
+    record,
+    rest_of,
+    unless_it_hangs,
+)
 
 interpret_in_rehearsal()
 
@@ -12,14 +25,10 @@ from experiments.gpu.timing import copies_of, timed  # noqa: E402
 from kernels.problem import OPERATIONS, Problem  # noqa: E402
 
 
-def measure(key: str, network: str, problem: Problem, operation: str) -> None:
-    """Record one operation of a layer: how close to float64, and the times of ours and of cuDNN."""
-    what = {"key": key, "network": network, "operation": operation}
+def measure(what: dict[str, str], problem: Problem, operation: str) -> bool:
+    """Record one operation of a layer: how close to float64, and the times of ours and of cuDNN; False if it failed."""
     try:
         reached = Contender("triton", DEVICE).prepare(problem, operation)
-        if not reached.close:
-            record(**what, fault=f"wrong: {reached}")
-            return
         copies = copies_of(problem.tensors(DEVICE))
         times = {
             name: timed([call_of(name, problem, operation, *tensors) for tensors in copies])
@@ -27,29 +36,36 @@ def measure(key: str, network: str, problem: Problem, operation: str) -> None:
         }
     except Exception as error:  # a compiler or a driver: the other layers can go on
         record(**what, fault=reason(error))
-        return
+        return False
     record(
         **what,
-        fault="",
+        fault="" if reached.close else f"wrong: {reached}",
         error=reached.error,
         allowed=reached.allowed,
         flops=problem.cost.flops,
         bytes=problem.cost.bytes,
         **{f"{name}_seconds": timing.device for name, timing in times.items()},
         **{f"{name}_host_seconds": timing.host for name, timing in times.items()},
-        timed=times["triton"].how,
+        timed=", ".join(sorted({timing.how for timing in times.values()})),
     )
+    return True
 
 
-def main() -> int:
+def main(first: str = "0") -> int:
+    """Measure the operations from number `first` on."""
     done = {(each["key"], each["operation"]) for each in earlier("layers") if not each["fault"]}
+    work = [(key, layer, problem, operation) for key, layer, problem in layers() for operation in OPERATIONS]
     with fair_conditions(DEVICE):
-        for key, layer, problem in layers():
-            for operation in OPERATIONS:
-                if (key, operation) not in done:
-                    measure(key, layer.network, problem, operation)
+        for number, (key, layer, problem, operation) in enumerate(work[int(first) :], int(first)):
+            if (key, operation) in done:
+                continue
+            what = {"key": key, "network": layer.network, "operation": operation}
+            with unless_it_hangs(functools.partial(record, **what), rest_of("layers", number + 1)):
+                measured = measure(what, problem, operation)
+            if not measured and device_is_lost():
+                return go_on("layers", number + 1)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(*sys.argv[1:]))

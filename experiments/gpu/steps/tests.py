@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from experiments.gpu.step import REHEARSAL
+from experiments.gpu.step import REHEARSAL, cores
 
 FILES = (
     "test_conv.py", "test_boxes.py", "test_pool.py", "test_norm.py", "test_epilogues.py", "test_product.py",
@@ -19,7 +19,7 @@ REHEARSED = ("test_boxes.py", "test_backend.py")
 def main() -> int:
     """Run the shares; the exit code is 1 if any of them could not be run. Tests that fail are records."""
     files = [f"tests/kernels/{name}" for name in (REHEARSED if REHEARSAL else FILES)]
-    shares = 2 if REHEARSAL else os.cpu_count() or 1
+    shares = 2 if REHEARSAL else cores()
     command = [sys.executable, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command += ["-p", "experiments.gpu.pytest_records", *files]
     running = [

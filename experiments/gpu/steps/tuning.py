@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import sys
 
-from experiments.gpu.step import REHEARSAL, earlier, interpret_in_rehearsal, record
+from experiments.gpu.step import (
+    REHEARSAL,
+    cores,
+    device_is_lost,
+    earlier,
+    go_on,
+    interpret_in_rehearsal,
+    reason,
+    record,
+)
 
 interpret_in_rehearsal()
 
@@ -34,29 +43,34 @@ def disagreements() -> list[tuple[float, str, str]]:
     return sorted(found, reverse=True)
 
 
-def main() -> int:
+def tune(task: Task, compilers: Compilers, what: dict[str, object], source: dict[str, object]) -> None:
+    """Record the fastest tile of an operation."""
+    try:
+        choice = measured_choice(task, compilers, MOST)
+    except Exception as error:  # none can be used, or a driver: the other operations can go on
+        record(**what, fault=f"not tuned: {error}" if isinstance(error, NotTuned) else reason(error))
+        return
+    entry = table.Record(f"{task.operation}: {task.problem}", task.product, choice.tile, source | choice.figures)
+    wrong = [f"{tile}: {fault}" for tile, fault in choice.wrong.items()]
+    record(**what, fault="; ".join(wrong), figures=choice.figures, tile=str(choice.tile), entry=table.entry(entry))
+
+
+def main(first: str = "0") -> int:
+    """Tune from the operation of number `first` on."""
     problems = {key: problem for key, _, problem in layers()}
     target = tuning.target()
     source = source_of(target, measured=True)
     done = {(each["key"], each["operation"]) for each in earlier("tuning")}
-    with Compilers(os.cpu_count() or 1) as compilers:
-        for ratio, key, operation in disagreements()[:OPERATIONS]:
+    with Compilers(cores()) as compilers:
+        for number, (ratio, key, operation) in enumerate(disagreements()[int(first) : OPERATIONS], int(first)):
             if (key, operation) in done:
                 continue
-            task = Task.of(target, problems[key], operation)
             what = {"key": key, "operation": operation, "measured_over_estimated": ratio}
-            try:
-                choice = measured_choice(task, compilers, MOST)
-            except NotTuned as error:
-                record(**what, fault=f"not tuned: {error}")
-                continue
-            entry = table.Record(f"{operation}: {task.problem}", task.product, choice.tile, source | choice.figures)
-            wrong = [f"{tile}: {fault}" for tile, fault in choice.wrong.items()]
-            record(
-                **what, fault="; ".join(wrong), figures=choice.figures, tile=str(choice.tile), entry=table.entry(entry)
-            )
+            tune(Task.of(target, problems[key], operation), compilers, what, source)
+            if device_is_lost():
+                return go_on("tuning", number + 1)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(*sys.argv[1:]))
