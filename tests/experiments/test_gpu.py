@@ -52,7 +52,6 @@ def gpu(convnets, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(folder.parent))
     monkeypatch.setattr(Step, "module", property(lambda step: f"fake_steps.{step.name}"))
     monkeypatch.setattr(run, "describe_machine", lambda rehearse: MACHINE)
-    monkeypatch.setattr(run, "write_markdown", lambda content, folder: None)
 
     def gpu(steps: list[Step], *options: str):
         monkeypatch.setattr(run, "STEPS", steps)
@@ -104,7 +103,7 @@ def test_what_is_missing_is_said(gpu):
 
 
 def test_done_steps_are_not_repeated_and_stopped_ones_go_on(gpu):
-    steps = [Step("endless", "", 1), Step("good", "", 20)]
+    steps = [Step("endless", "", 1, resumes=True), Step("good", "", 20)]
     gpu(steps)
     first = reported()
     outcome = gpu(steps)
