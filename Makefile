@@ -52,10 +52,11 @@ $(SANITIZER): pyproject.toml
 	.venv-sanitize/bin/python -m pip install ttsem==0.1.0 triton==3.8.0 numpy pytest hypothesis lightning
 	@touch $@
 
-# A machine with a GPU may have no network: where there is no .venv, its own Python runs. REHEARSE=1 needs no GPU.
+# A machine with a GPU may have no network: where there is no .venv, its own Python runs. REHEARSE=1 needs no GPU, and
+# OUTPUT=DIR is where results go.
 MINUTES ?= 9
 gpu:  ## collect evidence from this machine's GPU within MINUTES=9, in gpu-report/; REHEARSE=1 runs it without one
-	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m experiments gpu --minutes $(MINUTES) $(if $(REHEARSE),--rehearse --again)
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m experiments gpu --minutes $(MINUTES) $(if $(OUTPUT),--output $(OUTPUT)) $(if $(REHEARSE),--rehearse --again)
 
 gpu-bundle: $(INSTALLED)  ## pack what make gpu needs on a machine without a network; TRITON=3.6.0 names its Triton
 	$(or $(BUNDLE_PYTHON),$(BIN)/python) -m experiments.gpu.bundle $(if $(TRITON),--triton $(TRITON))

@@ -41,14 +41,12 @@ def _locate(channels, steps, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.const
 
 
 @backend.device_function
-def _origin(x_ptr, channel, channels, positions, ACC: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr):
-    """Return the number [BN, 1] that a channel's values are counted from: of those in its first block's range, the
-    nearest to zero.
+def _origin(x_ptr, channel, channels, positions, ACC: tl.constexpr, INDEX: tl.constexpr):
+    """Return what a channel's values are counted from [BN, 1]: the number nearest zero in the range of its first 16.
 
-    Values with a large mean then keep the digits in which they differ, and one outlier among them takes no digits from
-    the others.
+    Values with a large mean then keep the digits in which they differ, and an outlier takes no digits from the others.
     """
-    position = tl.arange(0, BM)[None, :].to(INDEX)
+    position = tl.arange(0, 16)[None, :].to(INDEX)
     valid = (position < positions) & (channel < channels)
     x = tl.load(x_ptr + position * channels + channel, mask=valid, other=0.0).to(ACC)
     least = tl.min(tl.where(valid, x, float("inf")), axis=1, keep_dims=True)
@@ -103,7 +101,7 @@ def _statistics_kernel(
     split, start, channel = _locate(channels, steps, INDEX, BM, BN)
     exists = channel < channels
     column = tl.arange(0, BM)[None, :]
-    origin = _origin(x_ptr, channel, channels, positions, ACC, INDEX, BM)
+    origin = _origin(x_ptr, channel, channels, positions, ACC, INDEX)
 
     # Each column keeps the moments of its own positions (Welford, 1962), of x less the origin.
     mean = tl.full((BN, BM), 0.0, ACC)
@@ -141,7 +139,7 @@ def _normalise_kernel(
     # What all positions of a channel share.
     if share_ptr is not None:
         mean, var = _moments(share_ptr, m2_ptr, channel, channels, positions, steps * BM, BS, INDEX)
-        mean += _origin(x_ptr, channel, channels, positions, ACC, INDEX, BM)
+        mean += _origin(x_ptr, channel, channels, positions, ACC, INDEX)
         first = exists & (channel * 0 + start == 0)  # a branch around the stores would fail in Triton 3.6
         tl.store(mean_ptr + channel, mean, mask=first)
         tl.store(var_ptr + channel, var, mask=first)

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     except OSError as error:
         raise ValueError(f"--output {folder}: {error.strerror}") from error
     os.environ["PATH"] = os.pathsep.join(filter(None, (os.environ.get("PATH"), TOOLS)))
-    environment = cache_in(folder) | bundle.unpacked(Path.cwd())
+    environment = writable_cache() | bundle.unpacked(Path.cwd())
     with log, interrupted_once(), clocks.watched(folder / "clocks.csv"):
         try:
             runner = Runner(options, report, folder, log, deadline, environment)
@@ -63,14 +64,16 @@ def run(options: argparse.Namespace) -> int:
             print(f"report: {folder / 'report.md'}")
 
 
-def cache_in(folder: Path) -> dict[str, str]:
-    """Return an environment in which Triton keeps its kernels in `folder`; nothing where it can keep them at home."""
+def writable_cache() -> dict[str, str]:
+    """Return an environment in which Triton can keep its kernels: nothing where it can keep them at home."""
     try:
         (Path.home() / ".triton").mkdir(exist_ok=True)
         usable = os.access(Path.home() / ".triton", os.W_OK)
     except (OSError, RuntimeError):  # there is no home
         usable = False
-    return {} if usable or "TRITON_CACHE_DIR" in os.environ else {"TRITON_CACHE_DIR": str((folder / "cache").resolve())}
+    if usable or "TRITON_CACHE_DIR" in os.environ:
+        return {}
+    return {"TRITON_CACHE_DIR": os.path.join(tempfile.gettempdir(), f"triton-cache-{os.getuid()}")}
 
 
 def describe_machine(rehearse: bool) -> dict[str, str]:
