@@ -7,6 +7,7 @@ run on the Triton backend.
 
 import os
 import random
+import signal
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ NEEDS_GPU = "needs a GPU"
 if INTERPRET:
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a background job: what is interrupted would not notice
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
