@@ -36,7 +36,7 @@ JOBS = (
     *((target, "float16") for target in ("sm_80", "sm_100", "gfx942")),
 )
 COMPLETE = ("sm_90", "float16")  # the other jobs take the problems that follow
-FEW = ("3x3", "3x3 stride 2", "stem", "grouped", "depthwise", "tiled", "linear", "normal", "boxes, 3x3")
+FEW = ("3x3 stride 2", "stem", "grouped", "depthwise", "tiled", "linear", "normal", "boxes, 3x3")
 KERNELS = {
     "forward": "forward", "transpose": "transpose", "weight_gradient": "weight gradient", "sum": "weight gradient",
     "pool": "pool", "pool_gradient": "pool", "statistics": "batch norm", "normalise": "batch norm",
@@ -44,7 +44,7 @@ KERNELS = {
 }  # fmt: skip
 
 
-TESTS = ("conv", "boxes", "pool", "norm")  # files of tests/kernels, and which of their cases are interpreted
+TESTS = ("boxes", "pool", "norm")  # files of tests/kernels, and which of their cases are interpreted
 CASES = "no-power-of-two or 3-d or halving"
 
 
