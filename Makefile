@@ -8,7 +8,7 @@ SANITIZER := .venv-sanitize/.installed
 
 # `make test-compiled` leaves out what it would only repeat: most of these tests run in processes of their own, which
 # choose by themselves whether to interpret, and the recipes train on the torch backend.
-REPEATED := $(addprefix experiments/test_,inspect_command.py interruption.py recipes.py tune.py) \
+REPEATED := $(addprefix experiments/test_,gpu.py gpu_faults.py inspect_command.py interruption.py recipes.py tune.py) \
 	$(addprefix kernels/test_,estimate.py inspect.py)
 
 # The interpreter of Triton and the BLAS of NumPy would otherwise compete for the same cores.

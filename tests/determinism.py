@@ -1,4 +1,4 @@
-"""What PyTorch computes for comparison may be nondeterministic, which the fixture `reproducible` forbids otherwise."""
+"""Permission for PyTorch to compute nondeterministically, for comparison only: the fixture `reproducible` forbids it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

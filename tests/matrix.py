@@ -49,7 +49,7 @@ CASES = "no-power-of-two or 3-d or halving"
 
 
 class Found(NamedTuple):
-    """What one Triton made of its jobs: kernels and spilling kernels by family, tests that passed, faults, seconds."""
+    """The results of one Triton: kernels and spilling kernels by family, tests that passed, faults, seconds."""
 
     compiled: Counter[str]
     spilling: Counter[str]

@@ -1,4 +1,4 @@
-"""What a step sees of its run: the device, whether it rehearses, earlier records; and how it records a result."""
+"""The view that a step has of its run: device, rehearsal or not, earlier records, and a way to record a result."""
 
 from __future__ import annotations
 

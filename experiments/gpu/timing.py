@@ -1,4 +1,4 @@
-"""How long a GPU works on a call, without the host: the calls of a CUDA graph, on inputs that L2 does not hold."""
+"""Time a GPU without its host: by the calls of a CUDA graph, on inputs that L2 does not hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong in a GPU run, and what must come of it: no step, and no record, is lost by another's fault."""
+"""Faults in a GPU run: no step, and no record, is lost by another's fault."""
 
 import json
 import os

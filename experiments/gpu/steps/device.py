@@ -1,4 +1,4 @@
-"""What the GPU is, and what it reaches: copies and matrix products."""
+"""Describe the GPU, and measure the rates that it reaches: copies and matrix products."""
 
 from __future__ import annotations
 

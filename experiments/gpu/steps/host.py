@@ -1,4 +1,4 @@
-"""What a launch costs the host: launchers, and operators beside torch's. A rehearsal launches on the stub driver."""
+"""Measure the host's time of a launch: launchers, and operators beside torch's. A rehearsal takes the stub driver."""
 
 from __future__ import annotations
 
