@@ -1,4 +1,4 @@
-"""Permission for PyTorch to compute nondeterministically, for comparison only: the fixture `reproducible` forbids it."""
+"""Leave for PyTorch to compute nondeterministically, for comparison only: the fixture `reproducible` forbids it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
