@@ -49,7 +49,7 @@ sanitize: $(SANITIZER)  ## run the kernels' IR on the CPU, checking bounds, race
 $(SANITIZER): pyproject.toml
 	@test -n "$(SANITIZE_PYTHON)" || { echo 'the sanitizer needs Python >= 3.12: name one with make sanitize SANITIZE_PYTHON=...' >&2; exit 1; }
 	$(SANITIZE_PYTHON) -m venv .venv-sanitize
-	.venv-sanitize/bin/python -m pip install ttsem==0.1.0 triton==3.8.0 numpy pytest hypothesis lightning
+	.venv-sanitize/bin/python -m pip install ttsem==0.1.0 triton==3.8.0 torch numpy pytest hypothesis
 	@touch $@
 
 # A machine with a GPU may have no network: where there is no .venv, its own Python runs. REHEARSE=1 needs no GPU, and

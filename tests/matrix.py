@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +27,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.gpu.bundle import install_triton
+from experiments.gpu.step import reason
+
 OLDEST = "3.5.0"  # of the range in pyproject.toml
 COMMON = "3.6.0"  # comes with PyTorch 2.10 and 2.11
 FOLDER = Path(".venv-matrix")
-PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps")
 
 JOBS = (
     *(("sm_90", arithmetic) for arithmetic in ("float16", "bfloat16", "tf32", "float32", "float64")),
@@ -60,25 +63,16 @@ class Found(NamedTuple):
 
 def newest() -> str:
     """Return the newest Triton that pip finds for this Python."""
-    command = [*PIP, "--dry-run", "--ignore-installed", "--report", "-", "triton"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--dry-run", "--ignore-installed", "--report", "-", "triton"]
     report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return str(json.loads(report)["install"][0]["metadata"]["version"])
-
-
-def install(release: str) -> Path | None:
-    """Return the folder that holds a Triton, installed if need be; None for the one of this environment."""
-    if release == version("triton"):
-        return None
-    folder = FOLDER / release
-    if not (folder / "triton").is_dir():
-        subprocess.run([*PIP, "--target", str(folder), f"triton=={release}"], check=True)
-    return folder
 
 
 def compile_with(release: str, jobs: Sequence[tuple[str, str]]) -> Found:
     """Compile jobs with a Triton, in a process of its own."""
     started = time.perf_counter()
-    command = [sys.executable, "-W", "error::UserWarning:triton", "-m", "tests.matrix", "--compile", json.dumps(jobs)]
+    command = [sys.executable, "-m", "tests.matrix", "--compile", json.dumps(jobs)]
     result = subprocess.run(command, env=environment_of(release), capture_output=True, text=True)
     seconds = time.perf_counter() - started
     if result.returncode:
@@ -105,7 +99,7 @@ def interpret_with(release: str) -> Found:
 
 def environment_of(release: str) -> dict[str, str]:
     """Return the environment of a process that imports this Triton."""
-    paths = filter(None, (install(release), Path.cwd()))
+    paths = filter(None, (install_triton(release, FOLDER), Path.cwd()))
     return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
 
 
@@ -117,6 +111,7 @@ def compile_here(jobs: Sequence[tuple[str, str]]) -> tuple[str, Counter[str], Co
     from tests import compiled as suite
 
     torch.set_num_threads(1)
+    warnings.filterwarnings("error", category=UserWarning, module=r"triton(\..*)?")  # which users would see, too
     compiled: Counter[str] = Counter()
     spilling: Counter[str] = Counter()
     faults = []
@@ -130,8 +125,7 @@ def compile_here(jobs: Sequence[tuple[str, str]]) -> tuple[str, Counter[str], Co
                     with suite.compiling_for(target) as kernels:
                         run()
                 except Exception as error:  # the compiler raises many kinds; the other problems can go on
-                    lines = str(error).strip().splitlines() or [""]
-                    faults.append(f"{where}, {run.args[0]}: {type(error).__name__}: {lines[-1][:200]}")
+                    faults.append(f"{where}, {run.args[0]}: {reason(error)}")
                     continue
                 for kernel in kernels:
                     family = KERNELS[kernel.name.strip("_").removesuffix("_kernel")]
@@ -153,7 +147,7 @@ def main(releases: list[str]) -> int:
     work = [partial(compile_with, release, JOBS[part::parts]) for release in releases for part in range(parts)]
     work += [partial(interpret_with, release) for release in releases]
     for release in releases:
-        install(release)
+        install_triton(release, FOLDER)
     with ThreadPoolExecutor(cores) as executor:
         found = list(zip(work, executor.map(lambda task: task(), work), strict=True))
     families = list(dict.fromkeys(KERNELS.values()))

@@ -69,17 +69,24 @@ def fetch_wheels(folder: Path) -> None:
     shutil.rmtree(wheels)
 
 
+def install_triton(release: str, folder: Path) -> Path | None:
+    """Return where a Triton is, installed into `folder` if need be; None for the one of this environment."""
+    if release == version("triton"):
+        return None
+    if not (folder / release / "triton").is_dir():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*pip, "--target", str(folder / release), f"triton=={release}"], check=True)
+    return folder / release
+
+
 def compile_kernels(folder: Path, target: str, triton: str | None) -> None:
     """Compile what the layers and the training step launch, by a Triton beside the installed one if one is named."""
     environment = os.environ | {
         "CONVNETS_GPU_TARGET": target, "TRITON_CACHE_DIR": str((folder / "triton-cache").resolve()),
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    if triton not in (None, version("triton")):
-        beside = FOLDER.parent / f"triton-{triton}"
-        if not (beside / "triton").is_dir():
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-            subprocess.run([*pip, "--target", str(beside), f"triton=={triton}"], check=True)
+    beside = None if triton is None else install_triton(triton, FOLDER.parent / "triton")
+    if beside is not None:
         environment["PYTHONPATH"] = os.pathsep.join([str(beside.resolve()), str(Path.cwd())])
     command = [sys.executable, "-m", "experiments.gpu.steps.ahead"]
     printed = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout

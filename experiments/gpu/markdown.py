@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.gpu.plan import STEPS
-from experiments.gpu.report import replace
+from experiments.gpu.report import records, replace
 
 Record = dict[str, Any]
 PLOT = "estimated-and-measured.png"
@@ -61,11 +61,6 @@ def markdown(content: dict[str, Any], plotted: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def records(content: dict[str, Any], step: str, **fields: Any) -> Iterable[Record]:
-    found = content["steps"].get(step, {}).get("records", [])
-    return [each for each in found if all(each.get(name) == value for name, value in fields.items())]
-
-
 def pairs_of(content: dict[str, Any]) -> list[Record]:
     """Return the operations that have an estimate and a time: the records of both, merged, the later ones winning."""
     estimates = {(e["key"], e["operation"]): e for e in records(content, "ahead") if e.get("estimated_seconds")}
@@ -97,7 +92,7 @@ def microseconds(record: Record, name: str) -> float | None:
 
 
 def ahead(content: dict[str, Any]) -> list[str]:
-    found = list(records(content, "ahead", what="estimate"))
+    found = records(content, "ahead", what="estimate")
     if not found:
         return []
     training = [
@@ -280,7 +275,7 @@ def sanitizer(content: dict[str, Any]) -> list[str]:
 
 
 def profiler(content: dict[str, Any]) -> list[str]:
-    found = list(records(content, "profiler"))
+    found = records(content, "profiler")
     names = [name for each in found for name in each if name not in ("kernel", "fault", "note")]
     names = list(dict.fromkeys(names))
     rows = [(e["kernel"], *(e.get(name) for name in names), e["fault"] or e.get("note", "")) for e in found]

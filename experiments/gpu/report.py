@@ -7,7 +7,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +73,9 @@ class Report:
             if time.monotonic() - self._written > 1.0:
                 self._try_to_write()
 
-    def records(self, step: str, **fields: Any) -> Iterator[dict[str, Any]]:
-        """Yield the records of a step that have these values."""
-        for record in self.content["steps"].get(step, {}).get("records", []):
-            if all(record.get(name) == value for name, value in fields.items()):
-                yield record
+    def records(self, step: str, **fields: Any) -> list[dict[str, Any]]:
+        """Return the records of a step that have these values."""
+        return records(self.content, step, **fields)
 
     def write(self) -> None:
         with self._lock:
@@ -89,6 +86,12 @@ class Report:
         """Write, unless the disk is full for the moment: the steps go on, and what is in memory is written later."""
         with contextlib.suppress(OSError):
             self.write()
+
+
+def records(content: dict[str, Any], step: str, **fields: Any) -> list[dict[str, Any]]:
+    """Return the records of a step in the content of a report.json that have these values."""
+    found = content["steps"].get(step, {}).get("records", [])
+    return [each for each in found if all(each.get(name) == value for name, value in fields.items())]
 
 
 def replace(path: Path, text: str) -> None:

@@ -166,7 +166,7 @@ class Runner:
         status = self._report.content["steps"].get(step.name, {}).get("status", "")
         harmless = HARMLESS[:2] if self._options.rehearse else HARMLESS
         faults = [each for each in self._report.records(step.name) if each.get("fault")]
-        return not status.startswith(harmless) or bool(faults or [*self._report.records(step.name, what="failure")])
+        return not status.startswith(harmless) or bool(faults or self._report.records(step.name, what="failure"))
 
     def _say(self, text: str) -> None:
         print(text, flush=True)

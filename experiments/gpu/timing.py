@@ -9,13 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from experiments.gpu.step import DEVICE
 
 REPLAYS = 7
 LEAST = 10  # calls in a graph
-COPIES = 64  # of the inputs, at most
 SECONDS = 2e-3  # that a timing lasts at least: to start a graph takes the host as long as a few small calls
 
 Call = Callable[[], object]
@@ -27,16 +25,6 @@ class Timing(NamedTuple):
     device: float
     host: float
     how: str
-
-
-def copies_of(tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-    """Return the tensors as often as it takes to fill the L2 cache, so that no call finds its inputs there."""
-    copies = 1
-    if DEVICE == "cuda":
-        cache = torch.cuda.get_device_properties().L2_cache_size
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        copies = min(COPIES, math.ceil(cache / max(1, size)) + 1)
-    return [tuple(tensors), *(tuple(tensor.clone() for tensor in tensors) for _ in range(copies - 1))]
 
 
 def timed(calls: Sequence[Call]) -> Timing:

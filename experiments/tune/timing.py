@@ -78,7 +78,7 @@ class Case:
         self._torchs = _expected(problem, operation, *factors).to(problem.dtype)
         self._truth = _expected(problem, operation, *exact)
         self._magnitude = _expected(problem, operation, *(t.abs() for t in exact))
-        self._inputs = itertools.cycle(self._copies())
+        self._inputs = itertools.cycle(copies_of(self._tensors, device))
 
     def check(self, tile: Tile) -> str:
         """What is wrong with the result of a tile; "" where it is as close to the truth as the rule of tests asks."""
@@ -105,14 +105,15 @@ class Case:
     def _run(self) -> None:
         self._problem.run(self._operation, *next(self._inputs))
 
-    def _copies(self) -> list[tuple[Tensor, ...]]:
-        """The tensors, on a GPU as often as it takes to fill its L2 cache, so that none is found there."""
-        if self._device != "cuda":
-            return [self._tensors]
-        cache = torch.cuda.get_device_properties().L2_cache_size
-        size = sum(t.numel() * t.element_size() for t in self._tensors)
-        copies = min(COPIES, math.ceil(cache / max(1, size)) + 1)
-        return [self._tensors, *(tuple(t.clone() for t in self._tensors) for _ in range(copies - 1))]
+
+def copies_of(tensors: Sequence[Tensor], device: str) -> list[tuple[Tensor, ...]]:
+    """Return the tensors, on a GPU as often as it takes to fill its L2 cache, so that none is found there."""
+    if device != "cuda":
+        return [tuple(tensors)]
+    cache = torch.cuda.get_device_properties().L2_cache_size
+    size = sum(t.numel() * t.element_size() for t in tensors)
+    copies = min(COPIES, math.ceil(cache / max(1, size)) + 1)
+    return [tuple(tensors), *(tuple(t.clone() for t in tensors) for _ in range(copies - 1))]
 
 
 def _expected(problem: Problem, operation: str, x: Tensor, weight: Tensor, dy: Tensor) -> Tensor:

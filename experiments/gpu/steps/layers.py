@@ -21,7 +21,8 @@ interpret_in_rehearsal()
 
 from experiments.bench.measure import Contender, call_of, fair_conditions  # noqa: E402
 from experiments.gpu.problems import layers  # noqa: E402
-from experiments.gpu.timing import copies_of, timed  # noqa: E402
+from experiments.gpu.timing import timed  # noqa: E402
+from experiments.tune.timing import copies_of  # noqa: E402
 from kernels.problem import OPERATIONS, Problem  # noqa: E402
 
 
@@ -29,7 +30,7 @@ def measure(what: dict[str, str], problem: Problem, operation: str) -> bool:
     """Record one operation of a layer: how close to float64, and the times of ours and of cuDNN; False if it failed."""
     try:
         reached = Contender("triton", DEVICE).prepare(problem, operation)
-        copies = copies_of(problem.tensors(DEVICE))
+        copies = copies_of(problem.tensors(DEVICE), DEVICE)
         times = {
             name: timed([call_of(name, problem, operation, *tensors) for tensors in copies])
             for name in ("triton", "torch")

@@ -10,9 +10,11 @@ they cost the host. It needs gcc, as Triton's launcher does, and a process that 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -34,6 +36,7 @@ def build() -> ctypes.CDLL:
     import triton
 
     folder = tempfile.mkdtemp(prefix="stub-libcuda-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     library = os.path.join(folder, "libcuda.so.1")
     include = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
     source = Path(__file__).with_name("libcuda.c")
@@ -87,26 +90,15 @@ def stubbed(target: str) -> Iterator[Any]:
     Raises:
         RuntimeError: this process interprets, or the stub cannot be built.
     """
-    driver = driver_for(target)
     from triton.runtime import driver as drivers
 
-    with mock.patch.object(drivers, "_active", driver), as_if_on(target):
-        yield build()
-
-
-@contextmanager
-def as_if_on(target: str) -> Iterator[None]:
-    """Have the Triton backend take CPU tensors, with the tiles of `target`, inside a `with` block.
-
-    Raises:
-        RuntimeError: this process interprets.
-    """
     from kernels import backend, tuning
 
     if backend.INTERPRETING:
         raise RuntimeError("a process that interprets launches no compiled kernel: unset TRITON_INTERPRET")
     with (
+        mock.patch.object(drivers, "_active", driver_for(target)),
         mock.patch.object(backend, "_device_uses_triton", lambda choice, device: choice != "torch"),
         mock.patch.object(tuning, "target", lambda device=None: target),
     ):
-        yield
+        yield build()
