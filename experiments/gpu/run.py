@@ -122,7 +122,10 @@ class Runner:
         finally:
             for each in self._active:
                 each.kill()
-                self._report.end(each.step.name, "interrupted", each.seconds)
+            seconds = {each.step.name: each.seconds for each in self._active}
+            for step in steps:  # among them one that was only just begun
+                if self._report.content["steps"].get(step.name, {}).get("status") == "running":
+                    self._report.end(step.name, "interrupted", seconds.get(step.name, 0.0))
         at_fault = [step.name for step in steps if self._is_at_fault(step)]
         self._say(f"at fault: {', '.join(at_fault)}" if at_fault else "nothing at fault")
         return int(bool(at_fault))
