@@ -148,15 +148,23 @@ def launch_count() -> int:
     return _launches
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """Run a Triton kernel over `grid` on the device of its first argument, and count it."""
+def count_launch() -> None:
     global _launches
-    if 0 in grid:
-        return
     with _counting:
         _launches += 1
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> Any:
+    """Run a Triton kernel over `grid` on the device of its first argument, and count it; see also `plan.Launch`.
+
+    Returns:
+        What Triton compiled; None where it interprets, or where there is nothing to run.
+    """
+    if 0 in grid:
+        return None
+    count_launch()
     with _one_at_a_time, torch.cuda.device_of(args[0]):
-        kernel[grid](*args, **OPTIONS | constants)
+        return kernel[grid](*args, **OPTIONS | constants)
 
 
 def upcasts_bfloat16(launcher: Any) -> Any:

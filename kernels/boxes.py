@@ -26,41 +26,61 @@ LONGEST = 128  # bytes of a row of a box, that shared memory holds side by side
 LARGEST = 256  # positions along an axis of a box
 
 
+class Descriptor:
+    """Makes what TMA reads a channels-last tensor by, of any tensor of these extents."""
+
+    def __init__(self, extents: Sequence[int], block: Sequence[int]) -> None:
+        self._extents, self._block = list(extents), list(block)
+        self._fields: dict[str, object] = {}
+
+    def __call__(self, x: Tensor) -> object:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        if not self._fields:  # once with Triton's checks
+            strides = [prod(self._extents[axis + 1 :]) for axis in range(len(self._extents))]
+            self._fields = vars(TensorDescriptor(x, self._extents, strides, self._block)) | {"base": None}
+        descriptor = TensorDescriptor.__new__(TensorDescriptor)
+        vars(descriptor).update(self._fields, base=x)
+        return descriptor
+
+
 class Rows(NamedTuple):
     """The rows of a launch, how they are counted (divisors of D, H, W), and where they are boxes: their extents
-    (N, D, H, W), of which then `counts` are the numbers along D, H, W, and the input as TMA takes it."""
+    (N, D, H, W), of which then `counts` are the numbers along D, H, W, and what makes the input's descriptor."""
 
     count: int
     counts: tuple[int, ...]
     extents: tuple[int, ...] | None = None
-    descriptor: object = None
+    descriptor: Descriptor | None = None
 
 
-def rows(tile: Tile, window: Window, x_last: Tensor, counts: Sequence[int], size: Sequence[int], alone: bool) -> Rows:
-    """Rows for the outputs (N, *size) of x [N, D, H, W, C]: boxes, or the N * prod(counts) of one tile or phase."""
-    boxed = boxes(tile, window, x_last, size, alone) if tile.boxes else None
-    return boxed or Rows(x_last.shape[0] * prod(counts), grid.divisors(counts))
+def rows(
+    tile: Tile, window: Window, extents: Sequence[int], x: Tensor, counts: Sequence[int], size: Sequence[int],
+    alone: bool,
+) -> Rows:  # fmt: skip
+    """Rows for the outputs (N, *size) of x (N, D, H, W, C): boxes, or the N * prod(counts) of one tile or phase."""
+    boxed = boxes(tile, window, extents, x, size, alone) if tile.boxes else None
+    return boxed or Rows(extents[0] * prod(counts), grid.divisors(counts))
 
 
-def boxes(tile: Tile, window: Window, x_last: Tensor, size: Sequence[int], alone: bool) -> Rows | None:
+def boxes(
+    tile: Tile, window: Window, extents: Sequence[int], x: Tensor, size: Sequence[int], alone: bool
+) -> Rows | None:
     """Rows that are boxes, or None where x is loaded by addresses.
 
     Args:
-        alone: whether x is loaded for its own sake only: without a mask, and for one candidate of a pooling.
+        alone: whether x is loaded for its own sake only: without a mask, and for one candidate of a pooling; and its
+            address is a multiple of 16.
     """
-    channels = x_last.shape[-1] // window.groups
-    row = tile.k * x_last.element_size()
+    channels = extents[-1] // window.groups
+    row = tile.k * x.element_size()
     regular = alone and tile.dot and not window.strided and window.tiles == 1 and channels % tile.k == 0
-    aligned = x_last.numel() and x_last.data_ptr() % 16 == 0
-    if not (regular and row <= LONGEST and aligned and has_tma(tuning.target(x_last.device))):
+    if not (regular and row <= LONGEST and prod(extents) and has_tma(tuning.target(x.device))):
         return None
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    extents = box(tile.m, (x_last.shape[0], *size))
-    numbers = tuple(map(cdiv, (x_last.shape[0], *size), extents))
-    shape = list(x_last.shape)
-    descriptor = TensorDescriptor(x_last, shape, [prod(shape[axis + 1 :]) for axis in range(5)], [*extents, tile.k])
-    return Rows(prod(numbers) * tile.m, grid.divisors(numbers[1:]), extents, descriptor)
+    box_extents = box(tile.m, (extents[0], *size))
+    numbers = tuple(map(cdiv, (extents[0], *size), box_extents))
+    descriptor = Descriptor(extents, [*box_extents, tile.k])
+    return Rows(prod(numbers) * tile.m, grid.divisors(numbers[1:]), box_extents, descriptor)
 
 
 def has_tma(target: str) -> bool:

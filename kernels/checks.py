@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from kernels.shape import AXES, Window, remembered, shape_of
 
@@ -367,6 +368,8 @@ def check_pool_size(op: str, pool_size: int, name: str = "pool_size") -> int:
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in the type that an enclosing torch.autocast asks for, as torch's own convolution casts them."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
@@ -386,8 +389,10 @@ def refuse_forward_mode(*tensors: Tensor | None) -> None:
     transform = torch._C._functorch.peek_interpreter_stack()
     if transform is not None and transform.key() != torch._C._functorch.TransformType.Functionalize:
         raise RuntimeError("torch.func's transforms need the torch backend: use_backend('torch')")
+    if forward_ad._current_level < 0:  # no tensor has a tangent
+        return
     for t in tensors:
-        if t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None:
+        if t is not None and forward_ad.unpack_dual(t).tangent is not None:
             raise RuntimeError("forward-mode differentiation needs the torch backend: use_backend('torch')")
 
 

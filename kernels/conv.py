@@ -36,23 +36,15 @@ from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
-import torch.nn.functional as F
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels import backend, boxes, grid, tuning
 from kernels import implicit_gemm as gemm
-from kernels.shape import (
-    AXES,
-    POINT,
-    Window,
-    cdiv,
-    channels_last,
-    memory_format,
-    new_channels_last,
-    tap_dtype,
-)
+from kernels.plan import Buffer, Dense, Launch, buffer, is_aligned, no_buffer, planned
+from kernels.shape import POINT, Window, cdiv, lift, lift_shape, memory_format, tap_dtype
 from kernels.weight_gradient import weight_gradient as weight_gradient
 
 
@@ -65,9 +57,10 @@ class Cost(NamedTuple):
 
 @triton.jit(do_not_specialize=["batch", "steps"])
 def _forward_kernel(
-    x_ptr, x_box, weight_ptr,  # [N, D, H, W, G*C], the same as TMA takes it or None, [T*G*O*J, taps, C]
+    x_ptr, weight_ptr,  # [N, D, H, W, G*C], [T*G*O*J, taps, C]
     bias_ptr, residual_ptr,  # [T*G*O*J] and as y, or None
     y_ptr, winner_ptr,  # [N, P, Q, R, G*O], the same or None
+    x_box,  # x as TMA takes it, or None
     batch, rows, counts,  # N; of a tile, its divisors
     x_size, full_size, y_size,  # (D, H, W), (P, Q, R) before and after pooling
     steps,  # of a product inside the loop over candidates: not known when compiled, as Triton 3.9 can fail on sm_100
@@ -227,9 +220,9 @@ def _phase(number, AXIS: tl.constexpr, WINDOW: tl.constexpr):
 
 @triton.jit(do_not_specialize=["batch"])
 def _transpose_kernel(
-    dy_ptr, dy_box, y_ptr,  # [N, P, Q, R, G*O], the same as TMA takes it or None, as dy or None
+    dy_ptr, y_ptr,  # [N, P, Q, R, G*O], the same or None
     weight_ptr, bias_ptr,  # [T*G*O, taps, C], [G*C] or None
-    dx_ptr,  # [N, D, H, W, G*C]
+    dx_ptr, dy_box,  # [N, D, H, W, G*C], dy as TMA takes it or None
     batch, rows, counts,  # N; of a phase, its divisors
     x_size, y_size,  # (D, H, W), (P, Q, R)
     WINDOW: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, RELU: tl.constexpr,  # a Window, C, O
@@ -305,8 +298,7 @@ def forward(
 
     T is the number of the window's tiles, whose kernels stand one after another. -> [N, G*O, *grid].
     """
-    size = window.output_size(x.shape[2:])
-    return _forward(x, weight, bias, residual, window, relu, POINT, size, 1, winners=False)[0]
+    return _forward(x, weight, bias, residual, window, relu, POINT, None, 1, False)[0]
 
 
 def forward_max(
@@ -318,48 +310,95 @@ def forward_max(
     Returns:
         [N, G*O / maxout, *size], and which of the window's candidates (tap * maxout + channel) it was.
     """
-    return _forward(x, weight, bias, None, window, relu, pool, size, maxout, winners=True)
+    return _forward(x, weight, bias, None, window, relu, pool, tuple(size), maxout, True)
+
+
+class _Forward(NamedTuple):
+    """The plan of a forward pass: how x, weight, bias and residual are read, y and winners made, and the launch.
+
+    Args:
+        padding: of the weight, where the window is widened over elements.
+    """
+
+    dense: Dense
+    padding: tuple[int, int] | None
+    y: Buffer
+    winners: Buffer
+    launch: Launch
+    layout: torch.memory_format
 
 
 @backend.upcasts_bfloat16
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, window: Window, relu: bool,
-    pool: Window, size: Sequence[int], maxout: int, winners: bool,
+    pool: Window, size: tuple[int, ...] | None, maxout: int, with_winners: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    precision = gemm.input_precision(x, window)
+    plan = _plan_forward(
+        x, weight, bias, residual, window, relu, pool, size, maxout, with_winners, precision, is_aligned(x)
+    )
+    x, weight, bias, residual = plan.dense(x, weight, bias, residual)
+    if plan.padding is not None:
+        weight = gemm.padded_taps(weight, plan.padding)
+    y, winners = plan.y(), plan.winners()
+    plan.launch(x, weight, bias, residual, y, winners)
+    return y.contiguous(memory_format=plan.layout), winners
+
+
+@planned
+def _plan_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, window: Window, relu: bool,
+    pool: Window, size: tuple[int, ...] | None, maxout: int, with_winners: bool, precision: str, aligned: bool,
+) -> _Forward:  # fmt: skip
     wide, channels = window.lifted(), weight.shape[1]
     outputs = weight.shape[0] // (wide.tiles * window.groups * maxout)
-    layout = memory_format(x, weight)
-    y = new_channels_last(x, window.groups * outputs, size)
-    winners = new_channels_last(x, y.shape[1], size, tap_dtype(pool.taps * maxout)) if winners else None
-    x_last, weight_last, y_last = channels_last(x), channels_last(weight), channels_last(y)
-    full_size = (1,) * (AXES - window.axes) + window.output_size(x.shape[2:])
-    live = None
+    full_size = window.output_size(x.shape[2:])
+    size = full_size if size is None else size
+    y_shape = (x.shape[0], window.groups * outputs, *size)
+    extents, live = lift_shape(x.shape), None
     if window.covers(x.shape[2:]):
-        wide, x_last, weight_last = POINT, gemm.flattened(x_last), gemm.flattened(weight_last)
-        channels = weight_last.shape[-1]
-    elif gemm.has_few_channels(x_last, wide):
-        wide, x_last, live = gemm.over_elements(x_last, wide)
-        weight_last, channels = weight_last.flatten(3)[..., None], 1
-        if live is not None:
-            weight_last = F.pad(weight_last, (0, 0, live[0], wide.kernel[-1] - live[1]))
-    counts = tuple(map(cdiv, y_last.shape[1:4], wide.tile))
+        wide, extents = POINT, gemm.flattened(extents)
+        channels = extents[-1]
+    elif gemm.has_few_channels(extents, x.element_size(), wide):
+        wide, extents, live = gemm.over_elements(extents, x.element_size(), wide)
+        channels = 1
+    counts = tuple(map(cdiv, lift(size), wide.tile))
     tile = tuning.tile(
-        "forward" if winners is None else "forward_max", x.dtype, x.shape[0] * prod(counts), outputs, channels,
+        "forward_max" if with_winners else "forward", x.dtype, x.shape[0] * prod(counts), outputs, channels,
         wide.taps, window.groups, wide.tiles, x.device,
     )  # fmt: skip
-    rows = boxes.rows(tile, wide, x_last, counts, y_last.shape[1:4], alone=live is None and winners is None)
-    backend.launch(
-        _forward_kernel, (wide.tiles * cdiv(rows.count, tile.m) * tile.blocks(outputs, window.groups),),
-        x_last, rows.descriptor, weight_last, None if bias is None else bias.contiguous(),
-        None if residual is None else channels_last(residual),
-        y_last, None if winners is None else channels_last(winners),
-        x.shape[0], rows.count, rows.counts, tuple(x_last.shape[1:4]), full_size, tuple(y_last.shape[1:4]),
-        None if winners is None else cdiv(wide.taps * channels, tile.k if tile.dot else 1),
-        WINDOW=wide, POOL=pool.lifted(), MAXOUT=maxout, CHANNELS=channels, OUTPUTS=outputs, RELU=relu,
-        LIVE=live, TRUST=live is not None and winners is None and tuning.multiplies_from_shared_memory(x.device),
-        BOX=rows.extents, **gemm.arithmetic(window, x, weight, y), **tile.constants,
+    alone = aligned and live is None and not with_winners
+    rows = boxes.rows(tile, wide, extents, x, counts, lift(size), alone)
+    return _Forward(
+        Dense(x, weight, bias, residual),
+        None if live is None else (live[0], wide.kernel[-1] - live[1]),
+        buffer(y_shape, x),
+        buffer(y_shape, x, tap_dtype(pool.taps * maxout)) if with_winners else no_buffer,
+        Launch(
+            _forward_kernel, (wide.tiles * cdiv(rows.count, tile.m) * tile.blocks(outputs, window.groups),),
+            rows.descriptor, x.shape[0], rows.count, rows.counts, extents[1:4], lift(full_size), lift(size),
+            cdiv(wide.taps * channels, tile.k if tile.dot else 1) if with_winners else None,
+            WINDOW=wide, POOL=pool.lifted(), MAXOUT=maxout, CHANNELS=channels, OUTPUTS=outputs, RELU=relu, LIVE=live,
+            TRUST=live is not None and not with_winners and tuning.multiplies_from_shared_memory(x.device),
+            BOX=rows.extents, ACC=grid.accumulator_type(x), PRECISION=precision,
+            INDEX=grid.index_type(x.numel(), weight.numel(), prod(y_shape)), **tile.constants,
+        ),
+        memory_format(x, weight),
     )  # fmt: skip
-    return y.contiguous(memory_format=layout), winners
+
+
+class _Transpose(NamedTuple):
+    """The plan of a transpose: how dy, weight, bias and y are read, dx made, and the launch.
+
+    Args:
+        repeats: of the bias, one for each tap of a window that covers the grid.
+    """
+
+    dense: Dense
+    repeats: int
+    dx: Buffer
+    launch: Launch
+    layout: torch.memory_format
 
 
 @backend.upcasts_bfloat16
@@ -370,31 +409,49 @@ def transpose(
 
     dy counts only where y > 0, if y is given. One launch, whatever the stride: a phase is a run of programs.
     """
+    precision = gemm.input_precision(dy, window)
+    plan = _plan_transpose(dy, weight, bias, y, window, tuple(size), relu, precision, is_aligned(dy))
+    dy, weight, bias, y = plan.dense(dy, weight, bias, y)
+    if bias is not None and plan.repeats > 1:
+        bias = bias.repeat(plan.repeats)
+    dx = plan.dx()
+    plan.launch(dy, y, weight, bias, dx)
+    return dx.contiguous(memory_format=plan.layout)
+
+
+@planned
+def _plan_transpose(
+    dy: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor | None, window: Window, size: tuple[int, ...],
+    relu: bool, precision: str, aligned: bool,
+) -> _Transpose:  # fmt: skip
     window = window.without_idle_strides(size, dy.shape[2:])
     wide, channels = window.lifted(), weight.shape[1]
     outputs = weight.shape[0] // (wide.tiles * window.groups)
-    dx = new_channels_last(dy, window.groups * channels, size)
-    dy_last, weight_last, dx_last = channels_last(dy), channels_last(weight), channels_last(dx)
+    dx_shape = (dy.shape[0], window.groups * channels, *size)
+    extents, dx_extents, repeats = lift_shape(dy.shape), lift_shape(dx_shape), 1
     if window.covers(size):
-        wide, weight_last, dx_last = POINT, gemm.flattened(weight_last), gemm.flattened(dx_last)
-        bias = None if bias is None else bias.repeat(window.taps)
-        channels = weight_last.shape[-1]
-    counts = tuple(map(cdiv, dx_last.shape[1:4], wide.period))
-    operation = "transpose" if wide.tiles == 1 else "transpose_tiled"
+        wide, dx_extents, repeats = POINT, gemm.flattened(dx_extents), window.taps
+        channels = dx_extents[-1]
+    counts = tuple(map(cdiv, dx_extents[1:4], wide.period))
     phases = prod(wide.period)
     tile = tuning.tile(
-        operation, dy.dtype, dy.shape[0] * prod(counts), channels, outputs, wide.taps, window.groups, phases, dy.device
-    )
-    rows = boxes.rows(tile, wide, dy_last, counts, dx_last.shape[1:4], alone=y is None)
-    backend.launch(
-        _transpose_kernel, (phases * cdiv(rows.count, tile.m) * tile.blocks(channels, window.groups),),
-        dy_last, rows.descriptor, None if y is None else channels_last(y), weight_last,
-        None if bias is None else bias.contiguous(), dx_last,
-        dy.shape[0], rows.count, rows.counts, tuple(dx_last.shape[1:4]), tuple(dy_last.shape[1:4]),
-        WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, RELU=relu, BOX=rows.extents,
-        **gemm.arithmetic(window, dy, weight, dx), **tile.constants,
+        "transpose" if wide.tiles == 1 else "transpose_tiled", dy.dtype, dy.shape[0] * prod(counts), channels, outputs,
+        wide.taps, window.groups, phases, dy.device,
     )  # fmt: skip
-    return dx.contiguous(memory_format=memory_format(dy, weight))
+    rows = boxes.rows(tile, wide, extents, dy, counts, dx_extents[1:4], aligned and y is None)
+    return _Transpose(
+        Dense(dy, weight, bias, y),
+        repeats,
+        buffer(dx_shape, dy),
+        Launch(
+            _transpose_kernel, (phases * cdiv(rows.count, tile.m) * tile.blocks(channels, window.groups),),
+            rows.descriptor, dy.shape[0], rows.count, rows.counts, dx_extents[1:4], extents[1:4],
+            WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, RELU=relu, BOX=rows.extents,
+            ACC=grid.accumulator_type(dy), PRECISION=precision,
+            INDEX=grid.index_type(dy.numel(), weight.numel(), prod(dx_shape)), **tile.constants,
+        ),
+        memory_format(dy, weight),
+    )  # fmt: skip
 
 
 def cost(batch: int, channels: int, outputs: int, size: Sequence[int], window: Window, itemsize: int) -> Cost:

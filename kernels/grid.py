@@ -10,13 +10,14 @@ from kernels.backend import device_function
 from kernels.shape import remembered
 
 
-def index_type(*tensors: Tensor | None, largest: int = 0) -> tl.dtype:
-    """The integer that a kernel counts rows and elements of `tensors` in: 64 bits only where 32 do not suffice.
+def index_type(*counts: int) -> tl.dtype:
+    """Return the integer that a kernel counts in: 64 bits only where 32 do not suffice.
 
-    An address outside the grid, which is masked, may lie as far beyond it as the grid is long. `largest` is the largest
-    number that the kernel computes besides.
+    Args:
+        counts: elements of its tensors, and whatever else it computes. An address outside the grid, which is masked,
+            may lie as far beyond it as the grid is long.
     """
-    return tl.int64 if max(largest, *(t.numel() for t in tensors if t is not None)) >= 2**30 else tl.int32
+    return tl.int64 if max(counts) >= 2**30 else tl.int32
 
 
 def accumulator_type(x: Tensor) -> tl.dtype:

@@ -7,7 +7,11 @@ and 32. What belongs to a part is an entry of a tuple.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+
 import torch
+import torch.nn.functional as F
 import triton.language as tl
 from torch import Tensor
 
@@ -183,33 +187,38 @@ def modulo(a, b):
     return (a % b + b) % b
 
 
-def flattened(x_last: Tensor) -> Tensor:
-    """x [N, D, H, W, C] as a grid of one position, [N, 1, 1, 1, D*H*W*C], for a window that covers it."""
-    return x_last.flatten(1)[:, None, None, None]
+def flattened(extents: Sequence[int]) -> tuple[int, ...]:
+    """Extents (N, D, H, W, C) as those of a grid of one position, (N, 1, 1, 1, D*H*W*C), for a window that covers it."""
+    return extents[0], 1, 1, 1, prod(extents[1:])
 
 
-def has_few_channels(x_last: Tensor, window: Window) -> bool:
-    """Whether a load of 16 bytes would cross from one tap to the next, which then is its neighbour in memory."""
-    aligned = x_last.shape[-1] * x_last.element_size() % 16 == 0
+def has_few_channels(extents: Sequence[int], itemsize: int, window: Window) -> bool:
+    """True if a load of 16 bytes would cross from one tap to the next, which then is its neighbour in memory."""
+    aligned = extents[-1] * itemsize % 16 == 0
     return not aligned and window.groups == window.dilation[-1] == window.tiles == 1 and window.kernel[-1] > 1
 
 
-def over_elements(x_last: Tensor, window: Window) -> tuple[Window, Tensor, tuple[int, int] | None]:
-    """The window over lines of elements, x [N, D, H, W, C] as [N, D, H, W*C, 1], and the taps that count if not all."""
-    *_, width, channels = x_last.shape
-    window, live = window.over_elements(channels, width, 16 // x_last.element_size())
-    return window, x_last.flatten(3)[..., None], None if live == (0, window.kernel[-1]) else live
+def over_elements(
+    extents: Sequence[int], itemsize: int, window: Window
+) -> tuple[Window, tuple[int, ...], tuple[int, int] | None]:
+    """The window over lines of elements, (N, D, H, W, C) as (N, D, H, W*C, 1), and the taps that count if not all."""
+    *front, width, channels = extents
+    window, live = window.over_elements(channels, width, 16 // itemsize)
+    return window, (*front, width * channels, 1), None if live == (0, window.kernel[-1]) else live
 
 
-def arithmetic(window: Window, x: Tensor, *others: Tensor) -> dict[str, object]:
-    """Accumulator, integers of an address, and float32 product: TF32 where the GPU has it and torch.backends allows it.
+def padded_taps(weight: Tensor, padding: tuple[int, int]) -> Tensor:
+    """Channels-last weight [O, C, *kernel] as a dense [O, elements of a line of the window], with zeros around."""
+    lines = weight.movedim(1, -1).flatten(-2)
+    return F.pad(lines, padding)
+
+
+def input_precision(x: Tensor, window: Window) -> str:
+    """How a product of float32 is made: in TF32 where the GPU has it and torch.backends allows it.
 
     A linear layer goes by the rule for matrix products.
     """
+    if x.dtype != torch.float32:
+        return "ieee"
     rule = torch.backends.cudnn.conv if window.axes else torch.backends.cuda.matmul
-    tf32 = x.dtype == torch.float32 and rule.fp32_precision == "tf32" and tuning.has_tf32(x.device)
-    return {
-        "ACC": grid.accumulator_type(x),
-        "PRECISION": "tf32" if tf32 else "ieee",
-        "INDEX": grid.index_type(x, *others),
-    }
+    return "tf32" if rule.fp32_precision == "tf32" and tuning.has_tf32(x.device) else "ieee"

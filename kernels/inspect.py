@@ -24,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-from kernels import backend, sass, trips, tuning
+from kernels import backend, plan, sass, trips, tuning
 from kernels.estimate import Estimate, estimate
 from kernels.targets import TARGETS
 
@@ -157,6 +157,7 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
         mock.patch.object(triton.runtime.driver, "_active", _OfflineDriver(target)),
         mock.patch.object(backend, "launch", compile_only),
         mock.patch.object(tuning, "target", lambda device=None: target),
+        plan.apart(object()),
     ):
         yield compiled
 

@@ -21,14 +21,16 @@ by one, with an error that grows with the number of terms.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels import backend, grid, tuning
-from kernels.shape import accumulator_dtype, cdiv, channels_last, memory_format, new_channels_last
+from kernels.plan import Buffer, Dense, Launch, buffer, no_buffer, planned
+from kernels.shape import accumulator_dtype, cdiv, memory_format
 
 
 @backend.device_function
@@ -92,6 +94,14 @@ def _let_through(dy_ptr, y_ptr, offset, valid, ACC: tl.constexpr):
     return dy
 
 
+@backend.device_function
+def _track(running_ptrs, batch, share, mask):
+    """Move running statistics towards those of a batch by a share of the way."""
+    running = tl.load(running_ptrs, mask=mask, other=0.0).to(batch.dtype)
+    running += (batch - running) * share
+    tl.store(running_ptrs, running.to(running_ptrs.dtype.element_ty), mask=mask)
+
+
 @triton.jit
 def _statistics_kernel(
     x_ptr, mean_ptr, m2_ptr,  # [M, C], shares [splits, C] of both; means less the channel's origin
@@ -129,7 +139,8 @@ def _statistics_kernel(
 def _normalise_kernel(
     x_ptr, share_ptr, m2_ptr,  # [M, C], shares [splits, C] or None
     mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr,  # [C], written if there are shares; [C], [M, C]
-    positions, channels, steps,
+    running_mean_ptr, running_var_ptr,  # [C], moved towards the batch's by the share `momentum`; or None
+    positions, channels, steps, momentum: tl.float64,
     EPS: tl.constexpr, RELU: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -143,6 +154,11 @@ def _normalise_kernel(
         first = exists & (channel * 0 + start == 0)  # a branch around the stores would fail in Triton 3.6
         tl.store(mean_ptr + channel, mean, mask=first)
         tl.store(var_ptr + channel, var, mask=first)
+        if running_mean_ptr is not None:
+            share = tl.full((1, 1), momentum, ACC)
+            unbiased = var * (tl.full((1, 1), 1.0, ACC) * positions / (positions - 1))
+            _track(running_mean_ptr + channel, mean, share, first)
+            _track(running_var_ptr + channel, unbiased, share, first)
     else:
         mean = tl.load(mean_ptr + channel, mask=exists, other=0.0).to(ACC)
         var = tl.load(var_ptr + channel, mask=exists, other=0.0).to(ACC)
@@ -235,39 +251,100 @@ def _gradient_kernel(
         tl.store(dx_ptr + offset, (dy * scale).to(dx_ptr.dtype.element_ty), mask=valid)
 
 
+class _Plan(NamedTuple):
+    """The plan of a batch norm: how tensors are read, what is made, and the launches, `statistics` in training only."""
+
+    dense: Dense
+    y: Buffer
+    shares: Buffer
+    statistics: Launch | None
+    normalise: Launch
+    layout: torch.memory_format
+
+
+class _GradientPlan(NamedTuple):
+    """The plan of its gradient: how tensors are read, what is made, and the launches, `sums` only where it has any."""
+
+    dense: Dense
+    dx: Buffer
+    dresidual: Buffer
+    shares: Buffer
+    sums: Launch | None
+    propagate: Launch
+    layout: torch.memory_format
+
+
+class _Extents(NamedTuple):
+    """How kernels go through x: programs, splits, and what they take: positions, channels, steps, and constants."""
+
+    programs: tuple[int]
+    splits: int
+    extents: tuple[int, int, int]
+    block: int
+    constants: dict[str, Any]
+
+
 def batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
-    mean: Tensor | None, var: Tensor | None, eps: float, relu: bool,
+    mean: Tensor | None, var: Tensor | None, momentum: float | None, eps: float, relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y [N, C, *grid], in x's layout, and the batch's mean and biased variance [C], in the type they are summed in.
 
-    x and residual are [N, C, *grid], weight and bias [C]. With a mean and a variance [C] those are used in place of the
-    batch's, and what is returned for them is empty. One launch then, else two.
+    x and residual are [N, C, *grid], weight and bias [C]. A mean and a variance [C] are used in place of the batch's,
+    and what is returned for them is empty; with a momentum they are running statistics, which move in place towards the
+    batch's mean and unbiased variance by that share. Two launches where the batch's are taken, else one.
     """
-    training = mean is None
-    batch = [x.new_empty(x.shape[1] if training else 0, dtype=accumulator_dtype(x)) for _ in range(2)]
-    statistics = batch if training else (mean, var)
-    return _batch_norm(x, weight, bias, residual, *statistics, training, eps, relu), *batch
+    training = mean is None or momentum is not None
+    batch_mean, batch_var = _per_channel(x, training), _per_channel(x, training)
+    if momentum is None:
+        used = (batch_mean, batch_var) if training else (mean, var)
+        y = _batch_norm(x, weight, bias, residual, *used, None, None, 0.0, training, eps, relu)
+    else:
+        running = [t.float() if backend.INTERPRETING and t.dtype == torch.bfloat16 else t for t in (mean, var)]
+        y = _batch_norm(
+            x, weight, bias, residual, batch_mean, batch_var, *running, float(momentum), training, eps, relu
+        )
+        for t, moved in zip((mean, var), running, strict=True):
+            if moved is not t:
+                t.copy_(moved)
+        torch.autograd.graph.increment_version((mean, var))
+    return y, batch_mean, batch_var
+
+
+def _per_channel(x: Tensor, present: bool = True) -> Tensor:
+    """An uninitialised [C] of the type that x is summed in; empty unless `present`."""
+    return torch.empty(x.shape[1] if present else 0, dtype=accumulator_dtype(x), device=x.device)
 
 
 @backend.upcasts_bfloat16
 def _batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
-    mean: Tensor, var: Tensor, training: bool, eps: float, relu: bool,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor,
+    running_mean: Tensor | None, running_var: Tensor | None, momentum: float, training: bool, eps: float, relu: bool,
 ) -> Tensor:  # fmt: skip
     """y of `batch_norm`, which writes mean and var in training; they are no results, which may become bfloat16."""
-    x_last, residual_last = channels_last(x), None if residual is None else channels_last(residual)
-    mean, var, weight, bias = (None if t is None else t.contiguous() for t in (mean, var, weight, bias))
-    y = new_channels_last(x, x.shape[1], x.shape[2:])
-    programs, shares, block, extents, tile = _plan(x, summed=training)
-    if training:
-        backend.launch(_statistics_kernel, programs, x_last, *shares, *extents, **tile)
-    backend.launch(
-        _normalise_kernel, programs,
-        x_last, *shares, mean, var, weight, bias, residual_last, channels_last(y), *extents,
-        EPS=eps, RELU=relu, BS=block, **tile,
-    )  # fmt: skip
-    return y.contiguous(memory_format=memory_format(x))
+    plan = _plan(x, weight, bias, residual, mean, var, running_mean, running_var, momentum, training, float(eps), relu)
+    x, weight, bias, residual, mean, var = plan.dense(x, weight, bias, residual, mean, var)
+    y, mean_shares, m2_shares = plan.y(), plan.shares(), plan.shares()
+    if plan.statistics is not None:
+        plan.statistics(x, mean_shares, m2_shares)
+    plan.normalise(x, mean_shares, m2_shares, mean, var, weight, bias, residual, y, running_mean, running_var)
+    return y.contiguous(memory_format=plan.layout)
+
+
+@planned
+def _plan(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor,
+    running_mean: Tensor | None, running_var: Tensor | None, momentum: float, training: bool, eps: float, relu: bool,
+) -> _Plan:  # fmt: skip
+    programs, splits, extents, block, constants = _extents(x, training)
+    return _Plan(
+        Dense(x, weight, bias, residual, mean, var),
+        buffer(tuple(x.shape), x),
+        buffer((splits, x.shape[1]), x, accumulator_dtype(x)) if training else no_buffer,
+        Launch(_statistics_kernel, programs, *extents, **constants) if training else None,
+        Launch(_normalise_kernel, programs, *extents, momentum, EPS=eps, RELU=relu, BS=block, **constants),
+        memory_format(x),
+    )
 
 
 def batch_norm_gradient(
@@ -283,10 +360,11 @@ def batch_norm_gradient(
 
     Two launches, or one where neither `training` nor `parameters` needs the sums.
     """
-    summed = x.shape[1] if training or parameters else 0
-    sums = [x.new_empty(summed, dtype=accumulator_dtype(x)) for _ in range(2)]
-    dx, dresidual = _batch_norm_gradient(dy, x, weight, y, mean, var, *sums, eps, training, residual)
-    return dx, *(sums if parameters else (x.new_empty(0, dtype=s.dtype) for s in sums)), dresidual
+    dweight, dbias = (_per_channel(x, training or parameters) for _ in range(2))
+    dx, dresidual = _batch_norm_gradient(dy, x, weight, y, mean, var, dweight, dbias, eps, training, residual)
+    if not parameters:
+        dweight, dbias = (_per_channel(x, False) for _ in range(2))
+    return dx, dweight, dbias, dresidual
 
 
 @backend.upcasts_bfloat16
@@ -295,42 +373,44 @@ def _batch_norm_gradient(
     dweight: Tensor, dbias: Tensor, eps: float, training: bool, residual: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dx and dresidual of `batch_norm_gradient`, which writes dweight and dbias where they are not empty."""
-    dy_last, x_last, y_last = channels_last(dy), channels_last(x), None if y is None else channels_last(y)
-    mean, var, weight = (None if t is None else t.contiguous() for t in (mean, var, weight))
-    dx = new_channels_last(x, x.shape[1], x.shape[2:])
-    dresidual = new_channels_last(x, x.shape[1], x.shape[2:]) if residual else None
-    summed = dweight.numel() > 0
-    programs, shares, block, extents, tile = _plan(x, summed)
-    if summed:
-        backend.launch(
-            _gradient_sums_kernel, programs, dy_last, x_last, y_last, mean, var, *shares, *extents, EPS=eps, **tile
-        )
-    backend.launch(
-        _gradient_kernel, programs,
-        dy_last, x_last, y_last, mean, var, weight, *shares,
-        channels_last(dx), channels_last(dresidual) if residual else None, dweight, dbias, *extents,
-        TRAINING=training, EPS=eps, BS=block, **tile,
-    )  # fmt: skip
-    layout = memory_format(x)
-    return dx.contiguous(memory_format=layout), (
-        dresidual.contiguous(memory_format=layout) if residual else x.new_empty(0)
+    plan = _plan_gradient(dy, x, weight, y, mean, var, dweight.numel() > 0, float(eps), training, residual)
+    dy, x, weight, y, mean, var = plan.dense(dy, x, weight, y, mean, var)
+    dx, dresidual, dweight_shares, dbias_shares = plan.dx(), plan.dresidual(), plan.shares(), plan.shares()
+    if plan.sums is not None:
+        plan.sums(dy, x, y, mean, var, dweight_shares, dbias_shares)
+    plan.propagate(
+        dy, x, y, mean, var, weight, dweight_shares, dbias_shares, dx, dresidual if residual else None, dweight, dbias
+    )
+    layout = plan.layout
+    return dx.contiguous(memory_format=layout), dresidual.contiguous(memory_format=layout) if residual else dresidual
+
+
+@planned
+def _plan_gradient(
+    dy: Tensor, x: Tensor, weight: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor,
+    summed: bool, eps: float, training: bool, residual: bool,
+) -> _GradientPlan:  # fmt: skip
+    programs, splits, extents, block, constants = _extents(x, summed)
+    return _GradientPlan(
+        Dense(dy, x, weight, y, mean, var),
+        buffer(tuple(x.shape), x),
+        buffer(tuple(x.shape) if residual else (0,), x),
+        buffer((splits, x.shape[1]), x, accumulator_dtype(x)) if summed else no_buffer,
+        Launch(_gradient_sums_kernel, programs, *extents, EPS=eps, **constants) if summed else None,
+        Launch(_gradient_kernel, programs, *extents, TRAINING=training, EPS=eps, BS=block, **constants),
+        memory_format(x),
     )
 
 
-def _plan(x: Tensor, summed: bool) -> tuple[tuple[int], Any, int, tuple[int, int, int], dict[str, Any]]:
-    """How kernels go through x: programs, shares of two sums, their block, extents, and constants.
-
-    The shares are [2, splits, C], or two None unless `summed`; the extents are positions, channels, steps of a split.
-    """
+def _extents(x: Tensor, summed: bool) -> _Extents:
     channels = x.shape[1]
     positions = x.numel() // channels
     tile = tuning.norm_tile(positions, channels, x.element_size(), x.device)
     steps = cdiv(cdiv(positions, tile.m), tile.splits)
     splits = cdiv(positions, steps * tile.m)  # none is empty
-    shares = x.new_empty((2, splits, channels), dtype=accumulator_dtype(x)) if summed else (None, None)
     block = triton.next_power_of_2(splits) if summed else 1  # a constant, not to vary where it says nothing
     constants = {
-        "ACC": grid.accumulator_type(x), "INDEX": grid.index_type(x),
+        "ACC": grid.accumulator_type(x), "INDEX": grid.index_type(x.numel()),
         "BM": tile.m, "BN": tile.n, "num_warps": tile.warps,
     }  # fmt: skip
-    return (splits * cdiv(channels, tile.n),), shares, block, (positions, channels, steps), constants
+    return _Extents((splits * cdiv(channels, tile.n),), splits, (positions, channels, steps), block, constants)

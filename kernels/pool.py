@@ -17,15 +17,17 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels import backend, grid, tuning
 from kernels.backend import device_function
-from kernels.shape import Window, cdiv, channels_last, lift, memory_format, new_channels_last, tap_dtype
+from kernels.plan import Buffer, Dense, Launch, buffer, no_buffer, planned
+from kernels.shape import Window, cdiv, lift, memory_format, tap_dtype
 
 
 @triton.jit
@@ -139,24 +141,34 @@ def _divisor(
     return divisor
 
 
+class _Plan(NamedTuple):
+    """The plan of a pooling or of its gradient: how what is given is read, what is made, and the launch."""
+
+    dense: Dense
+    made: Buffer
+    taps: Buffer
+    launch: Launch
+    layout: torch.memory_format
+
+
 @backend.upcasts_bfloat16
 def max_pool(x: Tensor, window: Window, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Largest of each window of x [N, C, *grid], and the tap where it was found, both [N, C, *size].
 
     The taps number the window row-major; their dtype is uint8 where it has at most 256, else int32.
     """
-    y = new_channels_last(x, x.shape[1], size)
-    taps = new_channels_last(x, x.shape[1], size, tap_dtype(window.taps))
-    _launch(_pool_kernel, y, x, y, taps, window)
-    return tuple(t.contiguous(memory_format=memory_format(x)) for t in (y, taps))
+    plan = _plan_pool(x, window, tuple(size), True, 0, False)
+    (x,) = plan.dense(x)
+    y, taps = plan.made(), plan.taps()
+    plan.launch(x, y, taps)
+    return y.contiguous(memory_format=plan.layout), taps.contiguous(memory_format=plan.layout)
 
 
 @backend.upcasts_bfloat16
 def max_pool_gradient(dy: Tensor, taps: Tensor, window: Window, size: Sequence[int]) -> Tensor:
     """Gradient dx [N, C, *size] of `max_pool` from dy and taps [N, C, *grid]."""
-    dx = new_channels_last(dy, dy.shape[1], size)
-    _launch(_pool_gradient_kernel, dx, dx, dy, taps, window)
-    return dx.contiguous(memory_format=memory_format(dy))
+    plan = _plan_gradient(dy, taps, window, tuple(size), 0, False)
+    return _gradient(plan, dy, taps)
 
 
 @backend.upcasts_bfloat16
@@ -165,37 +177,59 @@ def average_pool(x: Tensor, window: Window, size: Sequence[int], divisor: int, p
 
     If that is 0, divided by the number of inputs in the window, among them the padding if `padded`.
     """
-    y = new_channels_last(x, x.shape[1], size)
-    _launch(_pool_kernel, y, x, y, None, window, divisor, padded)
-    return y.contiguous(memory_format=memory_format(x))
+    plan = _plan_pool(x, window, tuple(size), False, divisor, padded)
+    (x,) = plan.dense(x)
+    y = plan.made()
+    plan.launch(x, y, None)
+    return y.contiguous(memory_format=plan.layout)
 
 
 @backend.upcasts_bfloat16
 def average_pool_gradient(dy: Tensor, window: Window, size: Sequence[int], divisor: int, padded: bool) -> Tensor:
     """Gradient dx [N, C, *size] of `average_pool` from dy [N, C, *grid]: its transpose."""
-    dx = new_channels_last(dy, dy.shape[1], size)
-    _launch(_pool_gradient_kernel, dx, dx, dy, None, window, divisor, padded)
-    return dx.contiguous(memory_format=memory_format(dy))
+    plan = _plan_gradient(dy, None, window, tuple(size), divisor, padded)
+    return _gradient(plan, dy, None)
+
+
+def _gradient(plan: _Plan, dy: Tensor, taps: Tensor | None) -> Tensor:
+    dy, taps = plan.dense(dy, taps)
+    dx = plan.made()
+    plan.launch(dx, dy, taps)
+    return dx.contiguous(memory_format=plan.layout)
+
+
+@planned
+def _plan_pool(x: Tensor, window: Window, size: tuple[int, ...], with_taps: bool, divisor: int, padded: bool) -> _Plan:
+    shape = (*x.shape[:2], *size)
+    taps = buffer(shape, x, tap_dtype(window.taps)) if with_taps else no_buffer
+    launch = _launch(_pool_kernel, shape, x, x.shape, shape, window, divisor, padded)
+    return _Plan(Dense(x), buffer(shape, x), taps, launch, memory_format(x))
+
+
+@planned
+def _plan_gradient(
+    dy: Tensor, taps: Tensor | None, window: Window, size: tuple[int, ...], divisor: int, padded: bool
+) -> _Plan:
+    shape = (*dy.shape[:2], *size)
+    reach = window.fixed_where_even(size, dy.shape[2:]).reach(size, dy.shape[2:])
+    launch = _launch(_pool_gradient_kernel, shape, dy, shape, dy.shape, window, divisor, padded, REACH=lift(reach))
+    return _Plan(Dense(dy, taps), buffer(shape, dy), no_buffer, launch, memory_format(dy))
 
 
 def _launch(
-    kernel: Any, rows: Tensor, x: Tensor, y: Tensor, taps: Tensor | None,
-    window: Window, divisor: int = 0, padded: bool = False,
-) -> None:  # fmt: skip
-    """Run a kernel over the positions and channels of `rows`, which is y, or x for a gradient."""
-    size, output_size = x.shape[2:], y.shape[2:]
+    kernel: Any, rows: tuple[int, ...], given: Tensor, x_shape: tuple[int, ...], y_shape: tuple[int, ...],
+    window: Window, divisor: int, padded: bool, **constants: Any,
+) -> Launch:  # fmt: skip
+    """A launch over the positions and channels of `rows` [N, C, *grid]: those of y, or of x for a gradient."""
+    size, output_size = x_shape[2:], y_shape[2:]
     window = window.fixed_where_even(size, output_size)
-    x_last, y_last = channels_last(x), channels_last(y)
-    channels, positions = rows.shape[1], rows.shape[0] * prod(rows.shape[2:])
-    tile = tuning.pool_tile(positions, channels, x.device)
+    channels, positions = rows[1], rows[0] * prod(rows[2:])
+    tile = tuning.pool_tile(positions, channels, given.device)
     largest = max(map(operator.mul, size, output_size)) if window.adaptive else 0
-    backend.launch(
+    return Launch(
         kernel, (cdiv(positions, tile.m) * cdiv(channels, tile.n),),
-        x_last, y_last, None if taps is None else channels_last(taps),
-        positions, grid.divisors((x_last if rows is x else y_last).shape[1:4]),
-        tuple(x_last.shape[1:4]), tuple(y_last.shape[1:4]), channels,
+        positions, grid.divisors(lift(rows[2:])), lift(size), lift(output_size), channels,
         WINDOW=window.lifted(), DIVISOR=divisor or window.constant_count(size, output_size, padded), PADDED=padded,
-        **({"REACH": lift(window.reach(size, output_size))} if rows is x else {}),
-        ACC=grid.accumulator_type(x),
-        INDEX=grid.index_type(x, y, largest=largest), BM=tile.m, BN=tile.n,
+        ACC=grid.accumulator_type(given), INDEX=grid.index_type(prod(x_shape), prod(y_shape), largest),
+        BM=tile.m, BN=tile.n, **constants,
     )  # fmt: skip

@@ -82,8 +82,9 @@ class Window:
         return *self.kernel, *self.stride, *self.dilation, *tile, *self.flat_padding, self.groups, int(self.adaptive)
 
     @staticmethod
-    def from_flat(flat: Sequence[int]) -> Window:
-        return _from_flat(tuple(flat))
+    def from_flat(flat: Sequence[int] | Window) -> Window:
+        """Return the window of these integers; a Window as it is."""
+        return flat if isinstance(flat, Window) else _from_flat(tuple(flat))
 
     @property
     def axes(self) -> int:
@@ -298,6 +299,11 @@ def lift(values: Sequence[int]) -> tuple[int, ...]:
     return (1,) * (AXES - len(values)) + tuple(values)
 
 
+def lift_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Extents (N, D, H, W, C) of the memory of a channels-last [N, C, *grid]."""
+    return shape[0], *lift(shape[2:]), shape[1]
+
+
 def longest_part(extent: int, parts: int) -> int:
     """A bound on the positions in one of the parts that an adaptive window divides `extent` positions into.
 
@@ -325,6 +331,20 @@ def channels_last(x: Tensor) -> Tensor:
     for _ in range(AXES + 2 - x.dim()):
         x = x.unsqueeze(2)
     return x.permute(0, 2, 3, 4, 1).contiguous()
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """True if the memory of x [N, C, *grid], or of fewer axes, is dense with the channels last."""
+    if x.dim() in FORMATS:
+        return x.is_contiguous(memory_format=FORMATS[x.dim()])
+    return (x if x.dim() < 3 else x.movedim(1, -1)).is_contiguous()
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    """Return x [N, C, *grid], or of fewer axes, in such memory: no copy where it is."""
+    if x.dim() in FORMATS:
+        return x.contiguous(memory_format=FORMATS[x.dim()])
+    return x.contiguous() if x.dim() < 3 else x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def new_channels_last(x: Tensor, channels: int, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:

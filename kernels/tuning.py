@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 
-from kernels import backend, heuristics, table
+from kernels import backend, heuristics, plan, table
 from kernels.heuristics import INTERPRETED_BLOCK, INTERPRETER
 from kernels.targets import TARGETS
 from kernels.tile import Product, Tile, block, rows_block
@@ -30,7 +30,8 @@ def use_tile(tile: Tile) -> Iterator[None]:
     global _forced
     previous, _forced = _forced, tile
     try:
-        yield
+        with plan.apart(tile):
+            yield
     finally:
         _forced = previous
 
@@ -87,7 +88,7 @@ def products_of(target: str) -> Iterator[list[Product]]:
         mock.patch(f"{__name__}.target", lambda device=None: target),
         mock.patch.object(backend, "launch", lambda *_, **__: None),
     )
-    with replaced[0], replaced[1], replaced[2]:
+    with replaced[0], replaced[1], replaced[2], plan.apart(object()):
         yield asked
 
 

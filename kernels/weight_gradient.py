@@ -10,22 +10,17 @@ in the same order.
 from __future__ import annotations
 
 from math import prod
+from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels import backend, grid, tuning
 from kernels import implicit_gemm as gemm
-from kernels.shape import (
-    POINT,
-    Window,
-    accumulator_dtype,
-    cdiv,
-    channels_first,
-    channels_last,
-    memory_format,
-)
+from kernels.plan import Buffer, Dense, Launch, buffer, no_buffer, planned
+from kernels.shape import POINT, Window, accumulator_dtype, cdiv, lift, lift_shape, memory_format
 
 
 @backend.device_function
@@ -129,15 +124,50 @@ def _weight_gradient_kernel(
                 tl.store(db_ptr + row, sums[i].to(db_ptr.dtype.element_ty), mask=output_valid[i])
 
 
-@triton.jit
-def _sum_kernel(share_ptr, sum_ptr, count, SPLITS: tl.constexpr, BM: tl.constexpr):
+@triton.jit(do_not_specialize=["dw_count", "db_count", "splits"])
+def _sum_kernel(
+    dw_share_ptr, db_share_ptr, dw_ptr, db_ptr,  # [splits, dw_count], [splits, db_count] or None; their sums
+    dw_count, db_count, splits,
+    BM: tl.constexpr,
+):  # fmt: skip
     """sum[i] = share[0, i] + share[1, i] + ..., always in this order: the second pass of the weight gradient."""
-    element = tl.program_id(0) * BM + tl.arange(0, BM)
-    valid = element < count
+    block = tl.program_id(0)
+    blocks = grid.cdiv(dw_count, BM)
+    _sum_shares(dw_share_ptr, dw_ptr, dw_count, splits, block, BM)
+    if db_share_ptr is not None:
+        _sum_shares(db_share_ptr, db_ptr, db_count, splits, block - blocks, BM)
+
+
+@backend.device_function
+def _sum_shares(share_ptr, sum_ptr, count, splits, block, BM: tl.constexpr):
+    """Sum the elements of block number `block` of `count` elements; of none where there is no such block."""
+    element = block * BM + tl.arange(0, BM)
+    valid = (element >= 0) & (element < count)
     total = tl.load(share_ptr + element, mask=valid, other=0.0)
-    for split in range(1, SPLITS):
+    for split in range(1, tl.where((block >= 0) & (block * BM < count), splits, 1)):
         total += tl.load(share_ptr + split * count + element, mask=valid, other=0.0)
     tl.store(sum_ptr + element, total.to(sum_ptr.dtype.element_ty), mask=valid)
+
+
+class _Plan(NamedTuple):
+    """The plan of a weight gradient: how x, dy and y are read, what is made, and the launches.
+
+    Args:
+        shares: of dw and db, by split; None where there is one split.
+        lines: dw over the elements of a widened window; None where it is dw itself.
+        live: where in these lines the taps are that count.
+        total: adds the shares up.
+    """
+
+    dense: Dense
+    dw: Buffer
+    db: Buffer
+    shares: tuple[Buffer, Buffer] | None
+    lines: Buffer | None
+    live: tuple[int, int] | None
+    launch: Launch
+    total: Launch | None
+    layout: torch.memory_format
 
 
 @backend.upcasts_bfloat16
@@ -146,45 +176,63 @@ def weight_gradient(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bia
 
     The output positions are split among programs, whose shares are summed in a fixed order.
     """
+    plan = _plan(x, dy, y, window, bias, gemm.input_precision(x, window))
+    x, dy, y = plan.dense(x, dy, y)
+    dw, db = plan.dw(), plan.db()
+    made = dw if plan.lines is None else plan.lines()
+    if plan.total is None:
+        plan.launch(x, dy, y, made, db if bias else None)
+    else:
+        dw_shares, db_shares = (share() for share in plan.shares)
+        plan.launch(x, dy, y, dw_shares, db_shares)
+        plan.total(dw_shares, db_shares, made, db if bias else None)
+    if plan.live is not None:
+        lines = made.view(len(dw), *window.kernel[:-1], -1)[..., slice(*plan.live)]
+        dw.copy_(lines.unflatten(-1, (window.kernel[-1], -1)).movedim(-1, 1))
+    return dw.contiguous(memory_format=plan.layout), db
+
+
+@planned
+def _plan(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bias: bool, precision: str) -> _Plan:
     wide, outputs, channels = window.lifted(), dy.shape[1] // window.groups, x.shape[1] // window.groups
-    x_last, dy_last = channels_last(x), channels_last(dy)
-    live = None
+    dw_shape = (wide.tiles * dy.shape[1], channels, *window.kernel)
+    extents, live = lift_shape(x.shape), None
     if window.covers(x.shape[2:]):
-        wide, x_last = POINT, gemm.flattened(x_last)
-        channels = x_last.shape[-1]
-    elif gemm.has_few_channels(x_last, wide):
-        wide, x_last, live = gemm.over_elements(x_last, wide)
+        wide, extents = POINT, gemm.flattened(extents)
+        channels = extents[-1]
+    elif gemm.has_few_channels(extents, x.element_size(), wide):
+        wide, extents, live = gemm.over_elements(extents, x.element_size(), wide)
         channels = 1
-    counts = tuple(map(cdiv, dy_last.shape[1:4], wide.tile))
+    dy_size = lift(dy.shape[2:])
+    counts = tuple(map(cdiv, dy_size, wide.tile))
     rows = dy.shape[0] * prod(counts)
     tile = tuning.tile(
         "weight_gradient", x.dtype, outputs, channels, rows, wide.taps, window.groups, wide.tiles, x.device
     )
-    shapes = (wide.tiles * dy.shape[1], *wide.kernel, channels), (wide.tiles * dy.shape[1] if bias else 0,)
-    dw, db = (x.new_empty(shape) for shape in shapes)
-    shares = dw, db
-    if tile.splits > 1:
-        shares = tuple(x.new_empty((tile.splits, *shape), dtype=accumulator_dtype(x)) for shape in shapes)
+    dw_count, db_count = dw_shape[0] * wide.taps * channels, dw_shape[0] if bias else 0
     columns = cdiv(wide.taps * channels, tile.n if tile.dot else 1)
-    backend.launch(
-        _weight_gradient_kernel, (wide.tiles * columns * tile.blocks(outputs, window.groups, tile.m), tile.splits),
-        x_last, dy_last, None if y is None else channels_last(y), shares[0], shares[1] if bias else None,
-        cdiv(cdiv(rows, tile.splits), tile.k) * tile.k, rows, grid.divisors(counts),
-        tuple(x_last.shape[1:4]), tuple(dy_last.shape[1:4]),
-        WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, **gemm.arithmetic(window, x, dy, shares[0]),
-        **tile.constants | ({} if tile.dot else {"COLUMNS": (1,)}),
+    split = tile.splits > 1
+    accumulated = accumulator_dtype(x)
+    return _Plan(
+        Dense(x, dy, y),
+        buffer(dw_shape, x),
+        buffer((db_count,), x),
+        (
+            buffer((tile.splits * dw_count,), x, accumulated),
+            buffer((tile.splits * db_count,), x, accumulated) if bias else no_buffer,
+        ) if split else None,
+        None if live is None else buffer((dw_count,), x),
+        live,
+        Launch(
+            _weight_gradient_kernel, (wide.tiles * columns * tile.blocks(outputs, window.groups, tile.m), tile.splits),
+            cdiv(cdiv(rows, tile.splits), tile.k) * tile.k, rows, grid.divisors(counts), extents[1:4], dy_size,
+            WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, ACC=grid.accumulator_type(x), PRECISION=precision,
+            INDEX=grid.index_type(x.numel(), dy.numel(), tile.splits * dw_count),
+            **tile.constants | ({} if tile.dot else {"COLUMNS": (1,)}),
+        ),
+        Launch(
+            _sum_kernel, (cdiv(dw_count, tuning.SUM_BLOCK) + cdiv(db_count, tuning.SUM_BLOCK),),
+            dw_count, db_count, tile.splits, BM=tuning.SUM_BLOCK,
+        ) if split else None,
+        memory_format(x),
     )  # fmt: skip
-    if tile.splits > 1:
-        for share, total in zip(shares, (dw, db), strict=True):
-            block = tuning.SUM_BLOCK
-            backend.launch(
-                _sum_kernel, (cdiv(total.numel(), block),), share, total, total.numel(),
-                SPLITS=tile.splits, BM=block,
-            )  # fmt: skip
-    if live is not None:
-        dw = dw[:, :, :, slice(*live)]
-    if wide is POINT:
-        dw = dw.view(dy.shape[1], *window.lifted().kernel, x.shape[1])
-    elif channels != x.shape[1] // window.groups:
-        dw = dw[..., 0].unflatten(3, (-1, x.shape[1]))
-    return channels_first(dw, window.axes, memory_format(x)), db

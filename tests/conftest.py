@@ -26,7 +26,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a background job:
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-from kernels import backend  # noqa: E402
+from kernels import backend, plan  # noqa: E402
 
 settings.register_profile("convnets", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("convnets")
@@ -62,7 +62,8 @@ def reproducible():
         seed(0)
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.allow_tf32 = False
-    yield
+    with plan.apart(object()):  # a test may replace what a plan is made of
+        yield
     torch.use_deterministic_algorithms(False)
 
 

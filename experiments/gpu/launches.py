@@ -38,7 +38,7 @@ def small() -> None:
         pool.max_pool_gradient(largest, taps, window, (9, 7))
         pool.average_pool_gradient(pool.average_pool(x, window, (5, 4), 0, False), window, (9, 7), 0, False)
         ones = torch.ones(6, device=DEVICE, dtype=dtype)
-        y, mean, var = norm.batch_norm(x, ones, ones, x, None, None, EPS, True)
+        y, mean, var = norm.batch_norm(x, ones, ones, x, None, None, None, EPS, True)
         norm.batch_norm_gradient(y, x, ones, y, mean, var, EPS, True, True, True)
         if boxes.has_tma(tuning.target()):
             x, weight = (torch.randn(s, device=DEVICE).to(dtype) for s in ((2, 32, 9, 7), (16, 32, 3, 3)))
@@ -56,7 +56,7 @@ def large() -> None:
     conv.transpose(dy, weight, None, None, window, (side, side), False)
     conv.weight_gradient(x, dy, None, window, False)
     pool.max_pool(x, make_window("launches", (3, 3), 2, 1, 1), (side // 2,) * 2)
-    norm.batch_norm(x, None, None, None, None, None, EPS, True)
+    norm.batch_norm(x, None, None, None, None, None, None, EPS, True)
 
 
 if __name__ == "__main__":

@@ -201,9 +201,9 @@ def run_convolution(
         return reference.cross_channel_max_pool(y, maxout) if maxout > 1 else y
     refuse_forward_mode(x, weight, bias, residual)
     if pool is None and maxout == 1:
-        return ops.convolution(x, weight, bias, residual, window.flat, relu)
+        return ops.convolution(x, weight, bias, residual, window, relu)
     pool = pool or POINT
-    return ops.convolution_max(x, weight, bias, window.flat, relu, pool.flat, size, maxout)[0]
+    return ops.convolution_max(x, weight, bias, window, relu, pool, size, maxout)[0]
 
 
 def _convolve_transposed(
@@ -228,5 +228,5 @@ def _convolve_transposed(
         y = reference.transpose(x, weight, bias, None, window, size, relu)
     else:
         refuse_forward_mode(x, weight, bias)
-        y = ops.convolution_transpose(x, weight, bias, None, window.flat, size, relu)
+        y = ops.convolution_transpose(x, weight, bias, None, window, size, relu)
     return y if x is input else y.squeeze(0)

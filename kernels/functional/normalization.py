@@ -42,9 +42,18 @@ def batch_norm(
     refuse_forward_mode(input, weight, bias, residual)
     if not training:
         return ops.batch_norm(input, weight, bias, residual, running_mean, running_var, eps, relu)[0]
-    y, mean, var = ops.batch_norm(input, weight, bias, residual, None, None, eps, relu)
-    if running_mean is not None:
-        positions = input.numel() // input.shape[1]
-        reference.track(running_mean, mean, momentum)
-        reference.track(running_var, var * (positions / (positions - 1)), momentum)
-    return y
+    if running_mean is None or not _is_tracked_in_the_kernel(running_mean, running_var, momentum):
+        y, mean, var = ops.batch_norm(input, weight, bias, residual, None, None, eps, relu)
+        if running_mean is not None:
+            positions = input.numel() // input.shape[1]
+            reference.track(running_mean, mean, momentum)
+            reference.track(running_var, var * (positions / (positions - 1)), momentum)
+        return y
+    return ops.batch_norm_in_training(
+        input, weight, bias, residual, running_mean, running_var, float(momentum), eps, relu
+    )[0]
+
+
+def _is_tracked_in_the_kernel(mean: Tensor, var: Tensor, momentum: float | Tensor) -> bool:
+    """True if the kernel can move the running statistics: it reads no momentum from memory, and knows no strides."""
+    return not isinstance(momentum, Tensor) and mean.is_contiguous() and var.is_contiguous()

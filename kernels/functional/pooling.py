@@ -243,7 +243,7 @@ def _run_max_pool(x: Tensor, window: Window, size: Sequence[int], return_indices
         pooled = reference.max_pool_as_torch(x, window, size, return_indices)
         return pooled if return_indices else (pooled, None)
     refuse_forward_mode(x)
-    y, taps = ops.max_pool(x, window.flat, size)
+    y, taps = ops.max_pool(x, window, size)
     return y, reference.indices(taps, window, x.shape[2:]) if return_indices else None
 
 
@@ -252,5 +252,5 @@ def _average_pool(input: Tensor, x: Tensor, window: Window, size: Sequence[int],
         y = reference.average_pool(x, window, size, divisor, bool(padded))
     else:
         refuse_forward_mode(x)
-        y = ops.average_pool(x, window.flat, size, divisor, bool(padded))
+        y = ops.average_pool(x, window, size, divisor, bool(padded))
     return y if x is input else y.squeeze(0)

@@ -93,7 +93,7 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
 
 def _matrix(a: Tensor, b: Tensor) -> Tensor:
     """a [M, K] times b [K, N]."""
-    none = PRODUCT.flat
+    none = PRODUCT
     if a.is_contiguous():
         if b.is_contiguous():
             return ops.convolution_transpose(a, b, None, None, none, [], False)
@@ -108,5 +108,5 @@ def _batch(left: Tensor, right: Tensor, front: torch.Size) -> Tensor:
     (rows, depth), columns, batch = left.shape[-2:], right.shape[-1], prod(front)
     x = left.expand(*front, rows, depth).reshape(batch, rows, depth).transpose(0, 1).reshape(rows, batch * depth)
     weight = right.expand(*front, depth, columns).transpose(-2, -1).reshape(batch * columns, depth)
-    y = ops.convolution(x, weight, None, None, Window((), (), (), (), groups=batch).flat, False)
+    y = ops.convolution(x, weight, None, None, Window((), (), (), (), groups=batch), False)
     return y.view(rows, batch, columns).transpose(0, 1).reshape(*front, rows, columns)

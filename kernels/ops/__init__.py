@@ -11,12 +11,13 @@ from kernels.ops.convolution import (
     convolution_transpose,
     convolution_weight_gradient,
 )
-from kernels.ops.normalization import batch_norm, batch_norm_gradient
+from kernels.ops.normalization import batch_norm, batch_norm_gradient, batch_norm_in_training
 from kernels.ops.pooling import average_pool, average_pool_gradient, max_pool, max_pool_gradient
 
 __all__ = [
     "batch_norm",
     "batch_norm_gradient",
+    "batch_norm_in_training",
     "average_pool",
     "average_pool_gradient",
     "convolution",

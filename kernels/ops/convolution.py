@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels import conv
-from kernels.ops import registry
 from kernels.ops.pooling import max_pool_gradient
-from kernels.ops.registry import differentiate, operator
+from kernels.ops.registry import operator
 from kernels.reference import masked
 from kernels.shape import Window, channels_first, fake, lift, memory_format, new_channels_last, tap_dtype
 
@@ -33,7 +32,7 @@ def convolution(
     return conv.forward(x, weight, bias, residual, Window.from_flat(window), relu)
 
 
-@registry.fake(convolution)
+@convolution.fake
 def _(x, weight, bias, residual, window, relu):
     window = Window.from_flat(window)
     return fake(x, weight.shape[0] // window.tiles, window.output_size(x.shape[2:]), weight)
@@ -48,7 +47,7 @@ def convolution_max(
     return conv.forward_max(x, weight, bias, Window.from_flat(window), relu, Window.from_flat(pool), size, maxout)
 
 
-@registry.fake(convolution_max)
+@convolution_max.fake
 def _(x, weight, bias, window, relu, pool, size, maxout):
     outputs, candidates = weight.shape[0] // maxout, Window.from_flat(pool).taps * maxout
     return fake(x, outputs, size, weight), new_channels_last(x, outputs, size, tap_dtype(candidates))
@@ -63,7 +62,7 @@ def convolution_transpose(
     return conv.transpose(dy, weight, bias, y, Window.from_flat(window), size, relu)
 
 
-@registry.fake(convolution_transpose)
+@convolution_transpose.fake
 def _(dy, weight, bias, y, window, size, relu):
     return fake(dy, weight.shape[1] * Window.from_flat(window).groups, size, weight)
 
@@ -76,7 +75,7 @@ def convolution_weight_gradient(
     return conv.weight_gradient(x, dy, y, Window.from_flat(window), bias)
 
 
-@registry.fake(convolution_weight_gradient)
+@convolution_weight_gradient.fake
 def _(x, dy, y, window, bias):
     window = Window.from_flat(window)
     outputs = window.tiles * dy.shape[1]
@@ -92,8 +91,8 @@ def _convolution_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 
 def _convolution_backward(ctx: Any, dy: Tensor) -> Gradients:
     x, weight, y = ctx.saved_tensors
-    needs_residual = ctx.needs_input_grad[3]
-    return *_gradients(ctx, x, weight, dy, y), masked(dy, y) if needs_residual else None, None, None
+    dresidual = masked(dy, y) if ctx.needs_input_grad[3] else None
+    return *_gradients(ctx, x, weight, dy, y), dresidual, None, None
 
 
 def _convolution_max_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -104,7 +103,7 @@ def _convolution_max_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Te
     ctx.bias = bias is not None
 
 
-def _convolution_max_backward(ctx: Any, dy: Tensor, _: Tensor | None) -> Gradients:
+def _convolution_max_backward(ctx: Any, dy: Tensor, _: None) -> Gradients:
     """The gradient of the maximum, from the winners, then of the convolution."""
     x, weight, winners, y = ctx.saved_tensors
     dy = masked(dy, y)
@@ -114,7 +113,7 @@ def _convolution_max_backward(ctx: Any, dy: Tensor, _: Tensor | None) -> Gradien
         last, winners = dy.movedim(1, -1), winners.movedim(1, -1)  # [N, *size, O]
         shape, channels = last.shape[:-1], weight.shape[0]
         row = (prod(shape), 1, dy.shape[1])
-        along = Window((ctx.maxout,), (ctx.maxout,), ((0, 0),), (1,)).flat
+        along = Window((ctx.maxout,), (ctx.maxout,), ((0, 0),), (1,))
         dy = max_pool_gradient(last.reshape(row), winners.reshape(row), along, [channels])
         dy = dy.view(*shape, channels).movedim(-1, 1)
     return *_gradients(ctx, x, weight, dy, None), *[None] * 5
@@ -155,9 +154,12 @@ def _weight_gradient_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Te
     ctx.save_for_backward(x, dy, y)
 
 
-def _weight_gradient_backward(ctx: Any, g: Tensor, g_bias: Tensor) -> Gradients:
+def _weight_gradient_backward(ctx: Any, g: Tensor | None, g_bias: Tensor | None) -> Gradients:
     x, dy, y = ctx.saved_tensors
     dx = d_dy = None
+    if g is None:
+        window = Window.from_flat(ctx.window)
+        g = x.new_zeros((window.tiles * dy.shape[1], x.shape[1] // window.groups, *window.kernel))
     if ctx.needs_input_grad[0]:
         dx = convolution_transpose(dy, g, None, y, ctx.window, x.shape[2:], False)
     if ctx.needs_input_grad[1]:
@@ -165,10 +167,10 @@ def _weight_gradient_backward(ctx: Any, g: Tensor, g_bias: Tensor) -> Gradients:
     return dx, d_dy, None, None, None
 
 
-differentiate(convolution, _convolution_backward, _convolution_context)
-differentiate(convolution_max, _convolution_max_backward, _convolution_max_context)
-differentiate(convolution_transpose, _transpose_backward, _transpose_context)
-differentiate(convolution_weight_gradient, _weight_gradient_backward, _weight_gradient_context)
+convolution.differentiate(_convolution_backward, _convolution_context)
+convolution_max.differentiate(_convolution_max_backward, _convolution_max_context)
+convolution_transpose.differentiate(_transpose_backward, _transpose_context)
+convolution_weight_gradient.differentiate(_weight_gradient_backward, _weight_gradient_context)
 
 
 @register_flop_formula(torch.ops.convnets.convolution)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels import norm, reference
-from kernels.ops import registry
-from kernels.ops.registry import differentiate, operator
+from kernels.ops.registry import Operator, operator
 from kernels.shape import accumulator_dtype, fake
 
 
@@ -18,13 +18,27 @@ def batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
     mean: Tensor | None, var: Tensor | None, eps: float, relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """See `kernels.norm.batch_norm`; its mean and variance have no gradient of their own."""
-    return norm.batch_norm(x, weight, bias, residual, mean, var, eps, relu)
+    """See `kernels.norm.batch_norm`, here without a momentum; mean and variance have no gradient of their own."""
+    return norm.batch_norm(x, weight, bias, residual, mean, var, None, eps, relu)
 
 
-@registry.fake(batch_norm)
+@batch_norm.fake
 def _(x, weight, bias, residual, mean, var, eps, relu):
     return fake(x, x.shape[1], x.shape[2:]), _sum(x, mean is None), _sum(x, mean is None)
+
+
+@partial(Operator, mutates=("running_mean", "running_var"))
+def batch_norm_in_training(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    running_mean: Tensor, running_var: Tensor, momentum: float, eps: float, relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`batch_norm` by the moments of the batch, towards which the running ones move."""
+    return norm.batch_norm(x, weight, bias, residual, running_mean, running_var, momentum, eps, relu)
+
+
+@batch_norm_in_training.fake
+def _(x, weight, bias, residual, running_mean, running_var, momentum, eps, relu):
+    return fake(x, x.shape[1], x.shape[2:]), _sum(x, True), _sum(x, True)
 
 
 @operator
@@ -36,7 +50,7 @@ def batch_norm_gradient(
     return norm.batch_norm_gradient(dy, x, weight, y, mean, var, eps, training, parameters, residual)
 
 
-@registry.fake(batch_norm_gradient)
+@batch_norm_gradient.fake
 def _(dy, x, weight, y, mean, var, eps, training, parameters, residual):
     like_x = fake(x, x.shape[1], x.shape[2:])
     dresidual = torch.empty_like(like_x) if residual else x.new_empty(0)
@@ -48,10 +62,10 @@ def _sum(x: Tensor, present: bool) -> Tensor:
 
 
 def _batch_norm_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, _, mean, var, ctx.eps, relu = inputs
+    x, weight, bias, _, mean, var, *momentum, ctx.eps, relu = inputs
     y, *batch = output
     ctx.mark_non_differentiable(*batch)
-    ctx.training = mean is None
+    ctx.training = mean is None or bool(momentum)
     ctx.save_for_backward(x, weight, y if relu else None, *(batch if ctx.training else (mean, var)))
     ctx.dtypes = [None if t is None else t.dtype for t in (weight, bias)]
 
@@ -71,7 +85,8 @@ def _batch_norm_backward(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tenso
     return dx, dweight, dbias, dresidual, *[None] * len(rest)
 
 
-differentiate(batch_norm, _batch_norm_backward, _batch_norm_context)
+batch_norm.differentiate(_batch_norm_backward, _batch_norm_context)
+batch_norm_in_training.differentiate(_batch_norm_backward, _batch_norm_context)
 
 
 def _gradient_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -79,7 +94,7 @@ def _gradient_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
     ctx.save_for_backward(dy, x, weight, y, mean, var)
 
 
-def _gradient_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+def _gradient_backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     """By differentiating the twin: of use to gradient penalties and the like, not worth kernels of its own."""
     dy, x, weight, y, *running = ctx.saved_tensors
     training = ctx.flags[1]
@@ -89,9 +104,10 @@ def _gradient_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...
         return reference.batch_norm_gradient(dy, x, *(weight or (None,)), y, *statistics, *ctx.flags)
 
     inputs = (dy, x) if weight is None else (dy, x, weight)
-    _, pull_back = torch.func.vjp(gradient, *inputs)
-    ddy, dx, *dweight = pull_back(gradients)
+    outputs, pull_back = torch.func.vjp(gradient, *inputs)
+    given = (torch.zeros_like(o) if g is None else g for g, o in zip(gradients, outputs, strict=True))
+    ddy, dx, *dweight = pull_back(tuple(given))
     return ddy, dx, *(dweight or (None,)), *[None] * (3 + len(ctx.flags))
 
 
-differentiate(batch_norm_gradient, _gradient_backward, _gradient_context)
+batch_norm_gradient.differentiate(_gradient_backward, _gradient_context)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import pool, reference
-from kernels.ops import registry
-from kernels.ops.registry import differentiate, operator
+from kernels.ops.registry import operator
 from kernels.shape import Window, fake, tap_dtype
 
 
@@ -20,7 +19,7 @@ def max_pool(x: Tensor, window: Sequence[int], size: Sequence[int]) -> tuple[Ten
     return pool.max_pool(x, Window.from_flat(window), size)
 
 
-@registry.fake(max_pool)
+@max_pool.fake
 def _(x, window, size):
     y = fake(x, x.shape[1], size)
     return y, torch.empty_like(y, dtype=tap_dtype(Window.from_flat(window).taps))
@@ -32,7 +31,7 @@ def max_pool_gradient(dy: Tensor, taps: Tensor, window: Sequence[int], size: Seq
     return pool.max_pool_gradient(dy, taps, Window.from_flat(window), size)
 
 
-@registry.fake(max_pool_gradient)
+@max_pool_gradient.fake
 def _(dy, taps, window, size):
     return fake(dy, dy.shape[1], size)
 
@@ -43,12 +42,12 @@ def _max_pool_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
     ctx.size = x.shape[2:]
 
 
-def _max_pool_backward(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _max_pool_backward(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
     (taps,) = ctx.saved_tensors
     return max_pool_gradient(dy, taps, ctx.window, ctx.size), None, None
 
 
-differentiate(max_pool, _max_pool_backward, _max_pool_context)
+max_pool.differentiate(_max_pool_backward, _max_pool_context)
 
 
 def _max_pool_gradient_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -62,7 +61,7 @@ def _max_pool_gradient_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, .
     return ddx.flatten(2).gather(2, index.flatten(2)).view(taps.shape), None, None, None
 
 
-differentiate(max_pool_gradient, _max_pool_gradient_backward, _max_pool_gradient_context)
+max_pool_gradient.differentiate(_max_pool_gradient_backward, _max_pool_gradient_context)
 
 
 @operator
@@ -77,7 +76,8 @@ def average_pool_gradient(dy: Tensor, window: Sequence[int], size: Sequence[int]
     return pool.average_pool_gradient(dy, Window.from_flat(window), size, divisor, padded)
 
 
-@registry.fake(average_pool, average_pool_gradient)
+@average_pool.fake
+@average_pool_gradient.fake
 def _(x, window, size, divisor, padded):
     return fake(x, x.shape[1], size)
 
@@ -95,5 +95,5 @@ def _average_pool_gradient_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | Non
     return average_pool(ddx, ctx.window, ctx.size, ctx.divisor, ctx.padded), None, None, None, None
 
 
-differentiate(average_pool, _average_pool_backward, _average_pool_context)
-differentiate(average_pool_gradient, _average_pool_gradient_backward, _average_pool_context)
+average_pool.differentiate(_average_pool_backward, _average_pool_context)
+average_pool_gradient.differentiate(_average_pool_gradient_backward, _average_pool_context)

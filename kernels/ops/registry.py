@@ -1,56 +1,144 @@
-"""Registration of operators and of their gradients.
+"""Registration of operators and of their gradients, and the short way to them.
 
 As torch.library.custom_op and its register_autograd do it, but for operators without defaults, keywords and lists of
 tensors: what those need at every call is most of what a call costs before its kernel runs.
+
+torch's dispatcher takes several times as long as a launch: it boxes each argument twice. So where nobody but autograd
+would see the call (no mode, transform, tracer, profiler; ordinary tensors), an operator is called past it.
 """
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._ops import OpOverload
+from torch.nn import Parameter
+
+from kernels.shape import Window
 
 LIBRARY = torch.library.Library("convnets", "DEF")
 
-
-def operator(function: Callable[..., Any]) -> OpOverload:
-    """A decorator: the operator convnets::<name> with the signature of `function`, which changes none of its inputs."""
-    name = function.__name__
-    LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))
-    LIBRARY.impl(name, torch.compiler.disable(function), "CompositeExplicitAutograd")
-    return getattr(torch.ops.convnets, name).default
+_modes = torch._C._dispatch_tls_local_include_set
+_keys = torch._C._dispatch_keys
 
 
-def fake(*operators: OpOverload) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator: the function that gives the outputs of `operators` without their values."""
+class Operator:
+    """convnets::<name>, with the signature of a function; a Window stands for its integers.
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        for op in operators:
-            torch.library.register_fake(op.name(), function, lib=LIBRARY)
+    Attributes:
+        op: the operator that torch knows.
+    """
+
+    def __init__(self, function: Callable[..., Any], mutates: tuple[str, ...] = ()) -> None:
+        name = function.__name__
+        LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=mutates))
+        LIBRARY.impl(name, torch.compiler.disable(function), "CompositeExplicitAutograd")
+        self.op: OpOverload = getattr(torch.ops.convnets, name).default
+        self._function = function
+        self._gradient: Callable[..., Any] | None = None
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *inputs: Any) -> Any:
+        if torch.compiler.is_compiling() or not _only_autograd_sees(inputs):
+            return self.op(*(i.flat if isinstance(i, Window) else i for i in inputs))
+        return (self._gradient if _is_recorded(inputs) else self._function)(*inputs)
+
+    def fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A decorator: the function that gives the operator's outputs without their values."""
+        torch.library.register_fake(self.op.name(), function, lib=LIBRARY)
         return function
 
-    return register
+    def differentiate(self, backward: Callable[..., Any], context: Callable[..., None]) -> None:
+        """Register the gradient: `context(ctx, inputs, output)` notes what `backward(ctx, *gradients)` needs.
+
+        The gradient of an output that nobody used is None; that of one output at least is not.
+        """
+
+        def below_autograd(*inputs: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                return self.op(*inputs)
+
+        by_dispatcher = _with_gradient(self.op.name(), below_autograd, backward, context)
+        self._gradient = _with_gradient(self.op.name(), self._function, backward, context)
+
+        def dispatch(*inputs: Any) -> Any:
+            return (by_dispatcher if _is_recorded(inputs) else below_autograd)(*inputs)
+
+        LIBRARY.impl(self.op.name().split("::")[1], dispatch, "Autograd")
 
 
-def differentiate(op: OpOverload, backward: Callable[..., Any], context: Callable[..., None]) -> None:
-    """Register the gradient of an operator: `context(ctx, inputs, output)` notes what `backward(ctx, ...)` needs."""
+def operator(function: Callable[..., Any]) -> Operator:
+    """A decorator: the operator with the signature of `function`, which changes none of its inputs."""
+    return Operator(function)
 
-    def run(*inputs: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*inputs)
 
+def _with_gradient(
+    name: str, run: Callable[..., Any], backward: Callable[..., Any], context: Callable[..., None]
+) -> Callable[..., Any]:
     def forward(ctx: Any, *inputs: Any) -> Any:
+        ctx.set_materialize_grads(False)
         output = run(*inputs)
         context(ctx, inputs, output)
         return output
 
-    functions = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    gradient = type(f"{op.name()}_gradient", (torch.autograd.Function,), functions)
+    def backward_where_used(ctx: Any, *gradients: Tensor | None) -> Any:
+        if all(g is None for g in gradients):
+            return (None,) * len(ctx.needs_input_grad)
+        return backward(ctx, *gradients)
 
-    def dispatch(*inputs: Any) -> Any:
-        recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
-        return gradient.apply(*inputs) if recorded else run(*inputs)
+    functions = {"forward": staticmethod(forward), "backward": staticmethod(backward_where_used)}
+    return type(f"{name}_gradient", (torch.autograd.Function,), functions).apply
 
-    LIBRARY.impl(op.name().split("::")[1], dispatch, "Autograd")
+
+def _is_recorded(inputs: tuple[Any, ...]) -> bool:
+    return torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
+
+
+def _only_autograd_sees(inputs: tuple[Any, ...]) -> bool:
+    """True if a call needs no dispatcher: nobody but autograd would see it, and its tensors are ordinary."""
+    if _modes().raw_repr() not in _ordinary_modes() or torch._C._is_torch_function_mode_enabled():
+        return False
+    if torch._C._get_tracing_state() is not None or torch._C._autograd._profiler_enabled():
+        return False
+    for i in inputs:
+        kind = type(i)
+        if kind is Tensor or kind is Parameter:
+            if _keys(i).raw_repr() not in _ordinary_keys(i.device):
+                return False
+        elif isinstance(i, Tensor):
+            return False
+    return True
+
+
+@functools.cache
+def _ordinary_modes() -> frozenset[int]:
+    """The dispatcher's thread-local keys where no mode and no transform is active, in inference mode and out of it."""
+    return _in_and_out_of_inference_mode(lambda: _modes().raw_repr())
+
+
+@functools.cache
+def _ordinary_keys(device: torch.device) -> frozenset[int]:
+    """The dispatcher's keys of a tensor with memory, neither wrapped nor lazily negated, made in either mode."""
+    if device.type == "meta":
+        return frozenset()
+    return _in_and_out_of_inference_mode(lambda: _keys(torch.empty(0, device=device)).raw_repr())
+
+
+def _in_and_out_of_inference_mode(of: Callable[[], int]) -> frozenset[int]:
+    """Ask in a thread of its own, whose modes are the default ones."""
+    found = set()
+
+    def ask() -> None:
+        for inference in (False, True):
+            with torch.inference_mode(inference):
+                found.add(of())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    return frozenset(found)

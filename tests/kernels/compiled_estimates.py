@@ -85,7 +85,7 @@ def everything() -> dict[str, Any]:
         "sm_90", lambda: pool.max_pool(x, Window((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)), (14, 14))
     )
     parameter = on_meta(64, dtype=torch.float32)
-    found["norm"] = run("sm_90", lambda: norm.batch_norm(x, parameter, parameter, None, None, None, 1e-5, True))
+    found["norm"] = run("sm_90", lambda: norm.batch_norm(x, parameter, parameter, None, None, None, None, 1e-5, True))
     for target in ("sm_80", "sm_90"):
         found[f"{target} product"] = product(matrix_products.pointers, target, (128, 256, 64), 8)
     found["persistent"] = product(matrix_products.persistent, "sm_80", (128, 128, 32), 4, programs=216)

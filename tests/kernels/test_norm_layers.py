@@ -23,11 +23,14 @@ def test_opcheck(problem, training, device, triton_only):
     statistics = (None, None) if training else (t["running_mean"], t["running_var"])
     y, *batch = ops.batch_norm(*inputs, *statistics, EPS, problem.relu)
     inputs = [None if v is None else v.clone().requires_grad_() for v in inputs]
-    torch.library.opcheck(ops.batch_norm, (*inputs, *statistics, EPS, problem.relu))
+    torch.library.opcheck(ops.batch_norm.op, (*inputs, *statistics, EPS, problem.relu))
+    if training:
+        running = (t["running_mean"], t["running_var"])
+        torch.library.opcheck(ops.batch_norm_in_training.op, (*inputs, *running, 0.1, EPS, problem.relu))
     statistics = batch if training else statistics
     for parameters, residual in ((True, True), (False, False)):
         arguments = (t["dy"].clone().requires_grad_(), *inputs[:2], y if problem.relu else None, *statistics, EPS)
-        torch.library.opcheck(ops.batch_norm_gradient, (*arguments, training, parameters, residual))
+        torch.library.opcheck(ops.batch_norm_gradient.op, (*arguments, training, parameters, residual))
 
 
 @MODES

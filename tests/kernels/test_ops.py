@@ -47,32 +47,32 @@ def test_opcheck_of_the_convolution_operators(problem, relu, device):
     mask = y if relu else None
     for tensor in (x, weight, bias):
         tensor.requires_grad_()
-    torch.library.opcheck(ops.convolution, (x, weight, bias, None, *geometry, relu))
+    torch.library.opcheck(ops.convolution.op, (x, weight, bias, None, *geometry, relu))
     x, weight = x.detach(), weight.detach()
-    torch.library.opcheck(ops.convolution_transpose, (dy, weight, None, mask, *geometry, list(problem.size), False))
-    torch.library.opcheck(ops.convolution_weight_gradient, (x, dy, mask, *geometry, True))
-    torch.library.opcheck(ops.convolution_weight_gradient, (x, dy, mask, *geometry, False))
+    torch.library.opcheck(ops.convolution_transpose.op, (dy, weight, None, mask, *geometry, list(problem.size), False))
+    torch.library.opcheck(ops.convolution_weight_gradient.op, (x, dy, mask, *geometry, True))
+    torch.library.opcheck(ops.convolution_weight_gradient.op, (x, dy, mask, *geometry, False))
 
 
 def test_opcheck_of_what_is_fused(device):
     problem = Problem((6, 7), (3, 3), outputs=6, padding=1)
     x, weight, bias, residual, geometry = arguments(problem, device)
     tensors = [t.requires_grad_() for t in (x, weight, bias)]
-    torch.library.opcheck(ops.convolution, (*tensors, residual.requires_grad_(), *geometry, True))
+    torch.library.opcheck(ops.convolution.op, (*tensors, residual.requires_grad_(), *geometry, True))
     halving = Pooling((6, 7), (2, 2)).window.flat
-    torch.library.opcheck(ops.convolution_max, (*tensors, *geometry, True, halving, [3, 3], 1))
-    torch.library.opcheck(ops.convolution_max, (*tensors, *geometry, True, POINT.flat, [6, 7], 3))
+    torch.library.opcheck(ops.convolution_max.op, (*tensors, *geometry, True, halving, [3, 3], 1))
+    torch.library.opcheck(ops.convolution_max.op, (*tensors, *geometry, True, POINT.flat, [6, 7], 3))
     dy, bias = residual.detach().requires_grad_(), x.detach()[0, :, 0, 0].clone().requires_grad_()
-    torch.library.opcheck(ops.convolution_transpose, (dy, weight, bias, None, *geometry, list(problem.size), True))
+    torch.library.opcheck(ops.convolution_transpose.op, (dy, weight, bias, None, *geometry, list(problem.size), True))
 
 
 @pytest.mark.parametrize("problem", FEW_POOLINGS)
 def test_opcheck_of_the_pooling_operators(problem, device):
     x = problem.input(device, torch.float32)
     y, taps = ops.max_pool(x, *pool_arguments(problem))
-    torch.library.opcheck(ops.max_pool, (x.requires_grad_(), *pool_arguments(problem)))
+    torch.library.opcheck(ops.max_pool.op, (x.requires_grad_(), *pool_arguments(problem)))
     dy = torch.randn_like(y).requires_grad_()
-    torch.library.opcheck(ops.max_pool_gradient, (dy, taps, problem.window.flat, list(problem.size)))
+    torch.library.opcheck(ops.max_pool_gradient.op, (dy, taps, problem.window.flat, list(problem.size)))
 
 
 @pytest.mark.parametrize("problem", FEW_AVERAGES)
@@ -80,8 +80,8 @@ def test_opcheck_of_the_average_operators(problem, device):
     x = problem.input(device, torch.float32).requires_grad_()
     window, _, *how = average_arguments(problem)
     dy = torch.randn_like(ops.average_pool(x, *average_arguments(problem))).requires_grad_()
-    torch.library.opcheck(ops.average_pool, (x, *average_arguments(problem)))
-    torch.library.opcheck(ops.average_pool_gradient, (dy, window, list(problem.size), *how))
+    torch.library.opcheck(ops.average_pool.op, (x, *average_arguments(problem)))
+    torch.library.opcheck(ops.average_pool_gradient.op, (dy, window, list(problem.size), *how))
 
 
 def test_every_operator_is_checked(device):
@@ -90,8 +90,9 @@ def test_every_operator_is_checked(device):
         name.removeprefix("convnets::") for name in torch._C._dispatch_get_all_op_names() if "convnets::" in name
     }
     assert registered == {
-        "average_pool", "average_pool_gradient", "batch_norm", "batch_norm_gradient", "convolution",
-        "convolution_max", "convolution_transpose", "convolution_weight_gradient", "max_pool", "max_pool_gradient",
+        "average_pool", "average_pool_gradient", "batch_norm", "batch_norm_gradient", "batch_norm_in_training",
+        "convolution", "convolution_max", "convolution_transpose", "convolution_weight_gradient", "max_pool",
+        "max_pool_gradient",
     }  # fmt: skip
     functional.linear(torch.ones(1, 1, device=device), torch.ones(1, 1, device=device))  # for `triton_only`
 
@@ -278,7 +279,7 @@ def test_changing_the_output_of_a_fused_relu_in_place_is_refused(device):
 def test_float32_precision_follows_torch(device, monkeypatch):
     def precision(axes: int, dtype: torch.dtype) -> str:
         window = Problem((4,) * axes, (1,) * axes).window
-        return conv.gemm.arithmetic(window, torch.empty(0, dtype=dtype))["PRECISION"]
+        return conv.gemm.input_precision(torch.empty(0, dtype=dtype), window)
 
     functional.linear(torch.ones(1, 1, device=device), torch.ones(1, 1, device=device))
     monkeypatch.setattr(conv.tuning, "target", lambda device=None: "sm_90")

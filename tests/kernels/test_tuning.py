@@ -84,7 +84,7 @@ def test_tiles_are_for_the_device_of_the_tensors_not_the_current_one(monkeypatch
     for operation in OPERATIONS_OF_A_LAYER:
         problem.run(operation, *tensors)
     pool.max_pool(x, make_window("max_pool2d", (3, 3), 3, 0, 1), (3, 3))
-    norm.batch_norm(x, None, None, None, None, None, 1e-5, False)
+    norm.batch_norm(x, None, None, None, None, None, None, 1e-5, False)
     assert len(asked) >= 5 and set(asked) == {torch.device("meta")}
 
 

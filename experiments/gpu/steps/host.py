@@ -43,7 +43,7 @@ def launchers() -> dict[str, Call]:
         "its transpose": lambda: conv.transpose(x, weight, None, None, window, (8, 8), False),
         "weight gradient": lambda: conv.weight_gradient(x, x, None, window, True),
         "max pooling": lambda: pool.max_pool(x, pooling, (4, 4)),
-        "batch norm": lambda: norm.batch_norm(x, bias, bias, None, None, None, 1e-5, True),
+        "batch norm": lambda: norm.batch_norm(x, bias, bias, None, None, None, None, 1e-5, True),
     }
     if boxes.has_tma(tuning.target()):
         calls["convolution by TMA"] = by_tma

@@ -92,7 +92,7 @@ def stubbed(target: str) -> Iterator[Any]:
     """
     from triton.runtime import driver as drivers
 
-    from kernels import backend, tuning
+    from kernels import backend, plan, tuning
 
     if backend.INTERPRETING:
         raise RuntimeError("a process that interprets launches no compiled kernel: unset TRITON_INTERPRET")
@@ -100,5 +100,6 @@ def stubbed(target: str) -> Iterator[Any]:
         mock.patch.object(drivers, "_active", driver_for(target)),
         mock.patch.object(backend, "_device_uses_triton", lambda choice, device: choice != "torch"),
         mock.patch.object(tuning, "target", lambda device=None: target),
+        plan.apart(object()),
     ):
         yield build()
