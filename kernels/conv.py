@@ -55,7 +55,7 @@ class Cost(NamedTuple):
     bytes: int
 
 
-@triton.jit(do_not_specialize=["batch", "steps"])
+@triton.jit(do_not_specialize=["batch", "rows", "steps"])
 def _forward_kernel(
     x_ptr, weight_ptr,  # [N, D, H, W, G*C], [T*G*O*J, taps, C]
     bias_ptr, residual_ptr,  # [T*G*O*J] and as y, or None
@@ -69,10 +69,12 @@ def _forward_kernel(
     CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, RELU: tl.constexpr,  # C, O after maxout
     LIVE: tl.constexpr, TRUST: tl.constexpr,  # see gemm.multiply_accumulate; compute without LIVE, again where it shows
     BOX: tl.constexpr,  # extents (4) of the rows of a block, see kernels/boxes.py, or None
+    UNIT: tl.constexpr,  # divides W
     ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are output positions of one tile, columns output channels; neighbours in the grid share rows.
+    x_size, full_size, y_size = grid.extents(x_size, UNIT), grid.extents(full_size), grid.extents(y_size)
     block, group, columns, column_valid = gemm.channels(tl.program_id(0), OUTPUTS, WINDOW.groups, COLUMNS, DOT)
     BM: tl.constexpr = ROWS[0] if len(ROWS) == 1 else ROWS[0] + ROWS[1]
     blocks = grid.cdiv(rows, BM)
@@ -218,7 +220,7 @@ def _phase(number, AXIS: tl.constexpr, WINDOW: tl.constexpr):
     return residue, first, taps, (position - first * WINDOW.dilation[AXIS]) // WINDOW.stride[AXIS]
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "rows"])
 def _transpose_kernel(
     dy_ptr, y_ptr,  # [N, P, Q, R, G*O], the same or None
     weight_ptr, bias_ptr,  # [T*G*O, taps, C], [G*C] or None
@@ -231,6 +233,7 @@ def _transpose_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are the inputs of one phase (one residue of stride * tile on each axis), which share their taps.
+    x_size, y_size = grid.extents(x_size), grid.extents(y_size)
     block, group, columns, column_valid = gemm.channels(tl.program_id(0), CHANNELS, WINDOW.groups, COLUMNS, DOT)
     BM: tl.constexpr = ROWS[0] if len(ROWS) == 1 else ROWS[0] + ROWS[1]
     blocks = grid.cdiv(rows, BM)
@@ -365,8 +368,9 @@ def _plan_forward(
     counts = tuple(map(cdiv, lift(size), wide.tile))
     tile = tuning.tile(
         "forward_max" if with_winners else "forward", x.dtype, x.shape[0] * prod(counts), outputs, channels,
-        wide.taps, window.groups, wide.tiles, x.device,
+        wide.taps, window.groups, wide.tiles, x.shape[0], x.device,
     )  # fmt: skip
+    unit = gemm.unit(extents)
     alone = aligned and live is None and not with_winners
     rows = boxes.rows(tile, wide, extents, x, counts, lift(size), alone)
     return _Forward(
@@ -376,11 +380,12 @@ def _plan_forward(
         buffer(y_shape, x, tap_dtype(pool.taps * maxout)) if with_winners else no_buffer,
         Launch(
             _forward_kernel, (wide.tiles * cdiv(rows.count, tile.m) * tile.blocks(outputs, window.groups),),
-            rows.descriptor, x.shape[0], rows.count, rows.counts, extents[1:4], lift(full_size), lift(size),
+            rows.descriptor, x.shape[0], rows.count, rows.counts,
+            gemm.in_units(extents[1:4], unit), grid.odd(lift(full_size)), grid.odd(lift(size)),
             cdiv(wide.taps * channels, tile.k if tile.dot else 1) if with_winners else None,
             WINDOW=wide, POOL=pool.lifted(), MAXOUT=maxout, CHANNELS=channels, OUTPUTS=outputs, RELU=relu, LIVE=live,
             TRUST=live is not None and not with_winners and tuning.multiplies_from_shared_memory(x.device),
-            BOX=rows.extents, ACC=grid.accumulator_type(x), PRECISION=precision,
+            BOX=rows.extents, UNIT=unit, ACC=grid.accumulator_type(x), PRECISION=precision,
             INDEX=grid.index_type(x.numel(), weight.numel(), prod(y_shape)), **tile.constants,
         ),
         memory_format(x, weight),
@@ -436,7 +441,7 @@ def _plan_transpose(
     phases = prod(wide.period)
     tile = tuning.tile(
         "transpose" if wide.tiles == 1 else "transpose_tiled", dy.dtype, dy.shape[0] * prod(counts), channels, outputs,
-        wide.taps, window.groups, phases, dy.device,
+        wide.taps, window.groups, phases, dy.shape[0], dy.device,
     )  # fmt: skip
     rows = boxes.rows(tile, wide, extents, dy, counts, dx_extents[1:4], aligned and y is None)
     return _Transpose(
@@ -445,7 +450,7 @@ def _plan_transpose(
         buffer(dx_shape, dy),
         Launch(
             _transpose_kernel, (phases * cdiv(rows.count, tile.m) * tile.blocks(channels, window.groups),),
-            rows.descriptor, dy.shape[0], rows.count, rows.counts, dx_extents[1:4], extents[1:4],
+            rows.descriptor, dy.shape[0], rows.count, rows.counts, grid.odd(dx_extents[1:4]), grid.odd(extents[1:4]),
             WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, RELU=relu, BOX=rows.extents,
             ACC=grid.accumulator_type(dy), PRECISION=precision,
             INDEX=grid.index_type(dy.numel(), weight.numel(), prod(dx_shape)), **tile.constants,

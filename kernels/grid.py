@@ -32,15 +32,33 @@ def cdiv(a, b):
 
 
 @remembered
+def odd(extents: Sequence[int]) -> tuple[int, ...]:
+    """Extents as a kernel takes them, 2 e - 1 for e; see `extents`.
+
+    Triton compiles a kernel anew for integers that 16 divides, and for those that are 1. What is computed of an extent
+    gains by the second only: of these numbers 16 divides none, and that of 1 is 1.
+    """
+    return tuple(2 * extent - 1 for extent in extents)
+
+
+@device_function
+def extents(odd, UNIT: tl.constexpr = 1):
+    """Three extents of their `odd` numbers; the last is a multiple of UNIT, and the compiler knows it."""
+    return (odd[0] + 1) // 2, (odd[1] + 1) // 2, (odd[2] + 1) // 2 * UNIT
+
+
+@remembered
 def divisors(extents: Sequence[int]) -> tuple[int, ...]:
     """Extents of three axes as `unravel` takes them: beside the last two, what divides by them without dividing.
 
     For i < 2**30, i // e = i * multiplier >> shift (Granlund and Montgomery, "Division by invariant integers using
-    multiplication", 1994, theorem 4.2), which takes two instructions where a division takes some fifteen.
+    multiplication", 1994, theorem 4.2), which takes two instructions where a division takes some fifteen. They are all
+    `odd`, the multipliers less 2**30.
     """
     last = [max(1, extent) for extent in extents[1:]]
     shifts = [30 + (extent - 1).bit_length() for extent in last]
-    return (*extents, *(2**shift // extent + 1 for shift, extent in zip(shifts, last, strict=True)), *shifts)
+    multipliers = [2**shift // extent + 1 for shift, extent in zip(shifts, last, strict=True)]
+    return *odd(extents), *(2 * (m - 2**30) + 1 for m in multipliers), *(2 * shift + 1 for shift in shifts)
 
 
 @device_function
@@ -49,18 +67,20 @@ def unravel(index, counts):
 
     `counts` are the `divisors` of D, H, W.
     """
+    depth = (counts[0] + 1) // 2
     index, w = _divide(index, counts[2], counts[4], counts[6])
     index, h = _divide(index, counts[1], counts[3], counts[5])
-    return index // counts[0], index % counts[0], h, w
+    return index // depth, index % depth, h, w
 
 
 @device_function
 def _divide(index, extent, multiplier, shift):
-    """Quotient and remainder; see `divisors`."""
+    """Quotient and remainder, of numbers as `divisors` gives them."""
+    extent = (extent + 1) // 2
     if index.dtype == tl.int64:
         quotient = index // extent
     else:
-        quotient = ((index.to(tl.int64) * multiplier) >> shift).to(tl.int32)
+        quotient = ((index.to(tl.int64) * (multiplier // 2 + 2**30)) >> (shift // 2)).to(tl.int32)
     return quotient, index - quotient * extent
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,6 +14,9 @@ INTERPRETER = "interpreter"
 INTERPRETED_BLOCK = 2**19  # elements; Triton takes at most 2**20
 WAVES = (1, 2, 3, 4)  # of the weight gradient's programs, by splits of its positions
 LEAST_STEPS = 4  # of a split
+SPLIT = 2  # splits of a tile that has several: how many is chosen by `split`
+SMALL_BATCH, LARGE_BATCH = 4, 32  # images that a block is chosen for, up to twice and four times as many
+AROUND = {1 / 4: 1, 1 / 2: 2, 1: 6, 2: 2, 4: 1}  # multiples of its positions that a block is to suit, and their weights
 SHARES = 2**28  # bytes that all splits' results may take
 INTERPRETED_CALLS = 2**16  # elements that NumPy goes through while it is called for one step
 
@@ -54,11 +58,50 @@ def choose(target: str, product: Product) -> Tile:
         return _depthwise(target, product)
     if target == INTERPRETER:
         return _interpreted(product)
+    tiles = [replace(tile, splits=splits) for tile in options(target, product) for splits in (1, SPLIT)]
+    tiles = [tile for tile in tiles if tile.splits == 1 or len(splits_of(target, product, tile)) > 1]
+    losses = dict.fromkeys(tiles, 0.0)
+    for factor, weight in AROUND.items():
+        near = product.with_positions(max(1, round(product.positions * factor)))
+        seconds = {tile: _seconds(target, near, tile) for tile in tiles}
+        best = min(seconds.values())
+        for tile in tiles:
+            losses[tile] += weight * math.log(seconds[tile] / best)
+    return split(target, product, min(tiles, key=losses.__getitem__))
+
+
+def _seconds(target: str, product: Product, tile: Tile) -> float:
+    return model.seconds(model.rates_of(target), product, split(target, product, tile))
+
+
+def split(target: str, product: Product, tile: Tile) -> Tile:
+    """Return `tile` with the splits that suit the product's positions: 1 where it has 1, and where it has more, more.
+
+    How many they are is no constant of a kernel, but shares are another kernel's than sums.
+    """
+    if tile.splits == 1:
+        return tile
+    if product.depthwise:
+        return replace(tile, splits=max(SPLIT, _depthwise(target, product).splits))
     rates = model.rates_of(target)
-    tiles = [
-        replace(tile, splits=splits) for tile in options(target, product) for splits in splits_of(target, product, tile)
-    ]
+    several = [splits for splits in splits_of(target, product, tile) if splits > 1] or [SPLIT]
+    tiles = [replace(tile, splits=splits) for splits in several]
     return min(tiles, key=lambda tile: model.seconds(rates, product, tile))
+
+
+def typical(product: Product, batch: int) -> Product:
+    """Return the product that a block is chosen for in place of `product`, of `batch` images.
+
+    Its positions are of 4, 32, 512, ... images of 1, 49, 196, 784, 3136, ... positions, whichever are nearest. A block
+    is a constant of a kernel: so other batches, and images of another size, run the kernels that are compiled already.
+    """
+    images = SMALL_BATCH if batch <= 2 * SMALL_BATCH else LARGE_BATCH
+    while batch > 4 * images > 4 * SMALL_BATCH:
+        images *= 16
+    positions = product.positions / max(1, batch)
+    if positions >= 2:
+        positions = 49 * 4.0 ** round(math.log(positions / 49, 4))
+    return product.with_positions(max(1, round(images * positions)))
 
 
 def _interpreted(product: Product) -> Tile:

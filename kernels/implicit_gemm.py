@@ -188,7 +188,7 @@ def modulo(a, b):
 
 
 def flattened(extents: Sequence[int]) -> tuple[int, ...]:
-    """Extents (N, D, H, W, C) as those of a grid of one position, (N, 1, 1, 1, D*H*W*C), for a window that covers it."""
+    """Extents (N, D, H, W, C) as those of a grid of one position, (N, 1, 1, 1, D*H*W*C): of a window that covers it."""
     return extents[0], 1, 1, 1, prod(extents[1:])
 
 
@@ -205,6 +205,19 @@ def over_elements(
     *front, width, channels = extents
     window, live = window.over_elements(channels, width, 16 // itemsize)
     return window, (*front, width * channels, 1), None if live == (0, window.kernel[-1]) else live
+
+
+def unit(extents: Sequence[int]) -> int:
+    """What the compiler is told that divides the elements of a line, so that it loads several at once.
+
+    Where there are more channels than one, their number says it.
+    """
+    return 16 if extents[-1] == 1 and extents[-2] % 16 == 0 else 1
+
+
+def in_units(size: Sequence[int], unit: int) -> tuple[int, ...]:
+    """Extents (D, H, W) as a kernel takes them, W in units."""
+    return grid.odd((*size[:2], size[2] // unit))
 
 
 def padded_taps(weight: Tensor, padding: tuple[int, int]) -> Tensor:

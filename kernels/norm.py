@@ -32,6 +32,8 @@ from kernels import backend, grid, tuning
 from kernels.plan import Buffer, Dense, Launch, buffer, no_buffer, planned
 from kernels.shape import accumulator_dtype, cdiv, memory_format
 
+EXTENTS = ("positions", "steps")  # no kernel is compiled anew for theirs
+
 
 @backend.device_function
 def _locate(channels, steps, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
@@ -102,7 +104,7 @@ def _track(running_ptrs, batch, share, mask):
     tl.store(running_ptrs, running.to(running_ptrs.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=EXTENTS)
 def _statistics_kernel(
     x_ptr, mean_ptr, m2_ptr,  # [M, C], shares [splits, C] of both; means less the channel's origin
     positions, channels, steps,  # M, C, blocks of BM positions in a split
@@ -135,7 +137,7 @@ def _statistics_kernel(
     tl.store(m2_ptr + split * channels + channel, m2_share, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=EXTENTS)
 def _normalise_kernel(
     x_ptr, share_ptr, m2_ptr,  # [M, C], shares [splits, C] or None
     mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr,  # [C], written if there are shares; [C], [M, C]
@@ -181,7 +183,7 @@ def _normalise_kernel(
         tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=EXTENTS)
 def _gradient_sums_kernel(
     dy_ptr, x_ptr, y_ptr,  # [M, C], the same, the ReLU's output or None
     mean_ptr, var_ptr, dweight_ptr, dbias_ptr,  # [C], shares [splits, C] of both
@@ -212,7 +214,7 @@ def _gradient_sums_kernel(
     tl.store(dbias_ptr + share, tl.sum(dbias, axis=1, keep_dims=True), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=EXTENTS)
 def _gradient_kernel(
     dy_ptr, x_ptr, y_ptr, mean_ptr, var_ptr, weight_ptr,  # [M, C], the same, [M, C] or None, [C], [C] or None
     dweight_share_ptr, dbias_share_ptr,  # [splits, C] or None
@@ -408,7 +410,8 @@ def _extents(x: Tensor, summed: bool) -> _Extents:
     tile = tuning.norm_tile(positions, channels, x.element_size(), x.device)
     steps = cdiv(cdiv(positions, tile.m), tile.splits)
     splits = cdiv(positions, steps * tile.m)  # none is empty
-    block = triton.next_power_of_2(splits) if summed else 1  # a constant, not to vary where it says nothing
+    most = max(splits, 1 if backend.INTERPRETING else tuning.most_norm_splits(channels))
+    block = triton.next_power_of_2(most) if summed else 1  # a constant: not to vary with the batch
     constants = {
         "ACC": grid.accumulator_type(x), "INDEX": grid.index_type(x.numel()),
         "BM": tile.m, "BN": tile.n, "num_warps": tile.warps,

@@ -30,7 +30,7 @@ from kernels.plan import Buffer, Dense, Launch, buffer, no_buffer, planned
 from kernels.shape import Window, cdiv, lift, memory_format, tap_dtype
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions"])
 def _pool_kernel(
     x_ptr, y_ptr, tap_ptr,  # [N, D, H, W, C], [N, P, Q, R, C], the same of the maximum, None for the average
     positions, counts, x_size, y_size, channels,  # N*P*Q*R, P, Q, R (divisors), (D, H, W), (P, Q, R), C
@@ -38,6 +38,7 @@ def _pool_kernel(
     ACC: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are output positions, columns channels.
+    x_size, y_size = grid.extents(x_size), grid.extents(y_size)
     row, channel, valid = _locate(positions, channels, INDEX, BM, BN)
     n, p, q, r = grid.unravel(row, counts)
     d, d_end = grid.span(p, 0, x_size, y_size, WINDOW)
@@ -81,7 +82,7 @@ def _pool_kernel(
     tl.store(y_ptr + y_offset, y.to(y_ptr.dtype.element_ty), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions"])
 def _pool_gradient_kernel(
     dx_ptr, dy_ptr, tap_ptr,  # [N, D, H, W, C], [N, P, Q, R, C], the same of the maximum, None for the average
     positions, counts, x_size, y_size, channels,  # N*D*H*W, D, H, W (divisors), (D, H, W), (P, Q, R), C
@@ -89,6 +90,7 @@ def _pool_gradient_kernel(
     ACC: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are input positions, columns channels.
+    x_size, y_size = grid.extents(x_size), grid.extents(y_size)
     row, channel, valid = _locate(positions, channels, INDEX, BM, BN)
     n, d, h, w = grid.unravel(row, counts)
     readers_d = grid.readers(d, 0, x_size, y_size, WINDOW)
@@ -228,7 +230,7 @@ def _launch(
     largest = max(map(operator.mul, size, output_size)) if window.adaptive else 0
     return Launch(
         kernel, (cdiv(positions, tile.m) * cdiv(channels, tile.n),),
-        positions, grid.divisors(lift(rows[2:])), lift(size), lift(output_size), channels,
+        positions, grid.divisors(lift(rows[2:])), grid.odd(lift(size)), grid.odd(lift(output_size)), channels,
         WINDOW=window.lifted(), DIVISOR=divisor or window.constant_count(size, output_size, padded), PADDED=padded,
         ACC=grid.accumulator_type(given), INDEX=grid.index_type(prod(x_shape), prod(y_shape), largest),
         BM=tile.m, BN=tile.n, **constants,

@@ -101,8 +101,10 @@ class Product:
     def problem_class(self) -> Product:
         """The product that stands for all with as many positions, up to a quarter more than the least of them."""
         exponent = max(0, self.positions.bit_length() - 3)
-        least = self.positions >> exponent << exponent
-        return replace(self, **{"depth" if self.is_gradient else "rows": least})
+        return self.with_positions(self.positions >> exponent << exponent)
+
+    def with_positions(self, positions: int) -> Product:
+        return replace(self, **{"depth" if self.is_gradient else "rows": positions})
 
     def folds(self, tile: Tile) -> bool:
         """Whether a block of the (tap, channel) axis spans taps, so that each of its elements has one of its own."""

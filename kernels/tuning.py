@@ -17,7 +17,7 @@ import torch
 from kernels import backend, heuristics, plan, table
 from kernels.heuristics import INTERPRETED_BLOCK, INTERPRETER
 from kernels.targets import TARGETS
-from kernels.tile import Product, Tile, block, rows_block
+from kernels.tile import Product, Tile, block
 
 SUM_BLOCK = 1024  # elements that a program of the weight gradient's second pass adds up
 
@@ -38,22 +38,28 @@ def use_tile(tile: Tile) -> Iterator[None]:
 
 def tile(
     operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int, groups: int = 1,
-    phases: int = 1, device: torch.device | None = None,
+    phases: int = 1, batch: int = 1, device: torch.device | None = None,
 ) -> Tile:  # fmt: skip
-    """Return the tile for one launch on `device`; see `kernels.tile.Product` for the other arguments."""
+    """Return the tile for one launch of `batch` images on `device`; see `kernels.tile.Product` for other arguments."""
     if _forced is not None:
         return _forced
-    return _chosen(target(device), operation, dtype, rows, columns, depth, taps, groups, phases)
+    return _chosen(target(device), batch, operation, dtype, rows, columns, depth, taps, groups, phases)
 
 
 @functools.lru_cache(maxsize=2**14)
 def _chosen(
-    target: str, operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int, groups: int,
-    phases: int,
+    target: str, batch: int, operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int,
+    groups: int, phases: int,
 ) -> Tile:  # fmt: skip
     product = Product(operation, _name(dtype), rows, columns, depth, taps, groups, phases)
-    record = _recorded(target).get(product.problem_class)
-    return record.tile if record is not None else heuristics.choose(target, product)
+    records = _recorded(target)
+    if product.problem_class in records:
+        return records[product.problem_class].tile
+    if target == INTERPRETER:
+        return heuristics.choose(target, product)
+    typical = heuristics.typical(product, batch)
+    record = records.get(typical.problem_class)
+    return heuristics.split(target, product, record.tile if record is not None else heuristics.choose(target, typical))
 
 
 @functools.cache
@@ -78,7 +84,7 @@ def products_of(target: str) -> Iterator[list[Product]]:
 
     def note(
         operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int, groups: int = 1,
-        phases: int = 1, device: torch.device | None = None,
+        phases: int = 1, batch: int = 1, device: torch.device | None = None,
     ) -> Tile:  # fmt: skip
         asked.append(Product(operation, _name(dtype), rows, columns, depth, taps, groups, phases))
         return heuristics.choose(target, asked[-1])
@@ -99,7 +105,7 @@ def pool_tile(positions: int, channels: int, device: torch.device | None = None)
     n = block(channels, 64) if channels > 1 else 1
     if target(device) == INTERPRETER:
         return Tile(block(positions, INTERPRETED_BLOCK // n), n, 1)
-    return Tile(rows_block(positions, 1024 // n), n, 1)
+    return Tile(1024 // n, n, 1)
 
 
 def norm_tile(positions: int, channels: int, itemsize: int, device: torch.device | None = None) -> Tile:
@@ -114,8 +120,13 @@ def norm_tile(positions: int, channels: int, itemsize: int, device: torch.device
         n = block(channels, 64)
         return Tile(block(positions, INTERPRETED_BLOCK // n), n, 1)
     n = block(channels, 32)
-    m = rows_block(positions, (2048 if itemsize == 2 else 1024) // n)
-    return Tile(m, n, 1, splits=max(1, min(128, 512 // -(-channels // n), positions // (4 * m))))
+    m = (2048 if itemsize == 2 else 1024) // n
+    return Tile(m, n, 1, splits=max(1, min(most_norm_splits(channels), positions // (4 * m))))
+
+
+def most_norm_splits(channels: int) -> int:
+    """Return the largest number of splits of a batch norm's positions on a GPU."""
+    return max(1, min(128, 512 // -(-channels // block(channels, 32))))
 
 
 def heuristic(

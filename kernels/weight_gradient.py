@@ -39,16 +39,17 @@ def _tap_columns(
     return d, h, w, shift, tap * CHANNELS + channel, valid
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["run", "rows"])
 def _weight_gradient_kernel(
     x_ptr, dy_ptr, y_ptr,  # [N, D, H, W, G*C], [N, P, Q, R, G*O], the same or None
     dw_ptr, db_ptr,  # [splits, T*G*O, taps, C], [splits, T*G*O] or None
     run, rows, counts, x_size, y_size,  # positions of a split and of a tile, its divisors; (D, H, W), (P, Q, R)
-    WINDOW: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,  # a Window of three axes, C, O
+    WINDOW: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, UNIT: tl.constexpr,  # C, O, divides W
     ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     # Locate: rows are output channels, columns (tap, input channel) pairs; a split is a run of positions of one tile.
+    x_size, y_size = grid.extents(x_size, UNIT), grid.extents(y_size)
     COUNT: tl.constexpr = WINDOW.taps * CHANNELS
     BN: tl.constexpr = COLUMNS[0] if len(COLUMNS) == 1 else COLUMNS[0] + COLUMNS[1]
     blocks = grid.cdiv(COUNT, BN)
@@ -207,9 +208,10 @@ def _plan(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bias: bool, p
     counts = tuple(map(cdiv, dy_size, wide.tile))
     rows = dy.shape[0] * prod(counts)
     tile = tuning.tile(
-        "weight_gradient", x.dtype, outputs, channels, rows, wide.taps, window.groups, wide.tiles, x.device
+        "weight_gradient", x.dtype, outputs, channels, rows, wide.taps, window.groups, wide.tiles, x.shape[0], x.device
     )
     dw_count, db_count = dw_shape[0] * wide.taps * channels, dw_shape[0] if bias else 0
+    unit = gemm.unit(extents)
     columns = cdiv(wide.taps * channels, tile.n if tile.dot else 1)
     split = tile.splits > 1
     accumulated = accumulator_dtype(x)
@@ -225,9 +227,10 @@ def _plan(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bias: bool, p
         live,
         Launch(
             _weight_gradient_kernel, (wide.tiles * columns * tile.blocks(outputs, window.groups, tile.m), tile.splits),
-            cdiv(cdiv(rows, tile.splits), tile.k) * tile.k, rows, grid.divisors(counts), extents[1:4], dy_size,
-            WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, ACC=grid.accumulator_type(x), PRECISION=precision,
-            INDEX=grid.index_type(x.numel(), dy.numel(), tile.splits * dw_count),
+            cdiv(cdiv(rows, tile.splits), tile.k) * tile.k, rows, grid.divisors(counts),
+            gemm.in_units(extents[1:4], unit), grid.odd(dy_size),
+            WINDOW=wide, CHANNELS=channels, OUTPUTS=outputs, UNIT=unit, ACC=grid.accumulator_type(x),
+            PRECISION=precision, INDEX=grid.index_type(x.numel(), dy.numel(), tile.splits * dw_count),
             **tile.constants | ({} if tile.dot else {"COLUMNS": (1,)}),
         ),
         Launch(

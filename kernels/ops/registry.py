@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from kernels.shape import Window
 
 LIBRARY = torch.library.Library("convnets", "DEF")
 
+_meta_is_ordinary = False
 _modes = torch._C._dispatch_tls_local_include_set
 _keys = torch._C._dispatch_keys
 
@@ -77,6 +79,21 @@ def operator(function: Callable[..., Any]) -> Operator:
     return Operator(function)
 
 
+@contextmanager
+def launching_on_meta() -> Iterator[None]:
+    """Run the launchers for meta tensors, too, inside a `with` block: to see what would be launched.
+
+    Outside they have no launches, only shapes. What the launchers then do with a tensor without memory is for
+    `backend.launch`, which must have been replaced.
+    """
+    global _meta_is_ordinary
+    _meta_is_ordinary = True
+    try:
+        yield
+    finally:
+        _meta_is_ordinary = False
+
+
 def _with_gradient(
     name: str, run: Callable[..., Any], backward: Callable[..., Any], context: Callable[..., None]
 ) -> Callable[..., Any]:
@@ -108,7 +125,7 @@ def _only_autograd_sees(inputs: tuple[Any, ...]) -> bool:
     for i in inputs:
         kind = type(i)
         if kind is Tensor or kind is Parameter:
-            if _keys(i).raw_repr() not in _ordinary_keys(i.device):
+            if _keys(i).raw_repr() not in _ordinary_keys(i.device) or (i.is_meta and not _meta_is_ordinary):
                 return False
         elif isinstance(i, Tensor):
             return False
@@ -123,9 +140,7 @@ def _ordinary_modes() -> frozenset[int]:
 
 @functools.cache
 def _ordinary_keys(device: torch.device) -> frozenset[int]:
-    """The dispatcher's keys of a tensor with memory, neither wrapped nor lazily negated, made in either mode."""
-    if device.type == "meta":
-        return frozenset()
+    """The dispatcher's keys of a tensor that is neither wrapped nor lazily negated, made in either mode."""
     return _in_and_out_of_inference_mode(lambda: _keys(torch.empty(0, device=device)).raw_repr())
 
 
