@@ -43,6 +43,7 @@ main options (later ones win over earlier ones, files too):
   --ckpt_path FILE|best|last    checkpoint to evaluate, or to resume training from;
                                 best and last are the newest ones of the recipe's runs
   --compile true                torch.compile the network (with TorchInductor; or --compile BACKEND)
+  --cuda_graph true             fit replays training steps as CUDA graphs, on one GPU, with bitwise the same results
   --seed_everything INT         seed of weights and shuffling
   --trainer.max_epochs INT      and so on for every key of a recipe: --model.KEY, --data.KEY, --trainer.KEY
   --print_config                show the complete configuration and stop

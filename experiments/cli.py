@@ -33,6 +33,7 @@ from experiments.expectation import Expectation
 from kernels.backend import INTERPRETING, explain, launch_count
 from kernels.shape import FORMATS
 from lightning_modules.architectures import plain
+from lightning_modules.captured_step import CaptureSteps
 from lightning_modules.finite import FiniteLoss
 from lightning_modules.reproducibility import ExactResume, LastCheckpoint, ShareWeights
 
@@ -131,6 +132,12 @@ class ConvnetsCLI(LightningCLI):
             default=False,
             help="Whether torch.compile compiles the network, with TorchInductor or the backend of that name.",
         )
+        parser.add_argument(
+            "--cuda_graph",
+            type=bool,
+            default=False,
+            help="Whether fit replays training steps as CUDA graphs. It needs one GPU.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         try:
@@ -158,8 +165,9 @@ class ConvnetsCLI(LightningCLI):
             threadpool_limits(1)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        self.capture = [CaptureSteps()] if self.options.cuda_graph else []
         if self.subcommand == "fit":
-            self.trainer_defaults["callbacks"] = [FiniteLoss(), ShareWeights(), ExactResume()]
+            self.trainer_defaults["callbacks"] = [FiniteLoss(), ShareWeights(), ExactResume(), *self.capture]
         else:
             self.save_config_callback = None
             kwargs["logger"] = False
@@ -209,6 +217,8 @@ class ConvnetsCLI(LightningCLI):
             f"training: {self.training_seconds:.1f} s, {self.trainer.global_step} steps, "
             f"{self.training_launches} launches of Triton kernels"
         )
+        for capture in self.capture:
+            self._say(f"CUDA graphs: {capture.replays}")
         boards = [logger for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
         checkpoints = self.trainer.checkpoint_callback
         if isinstance(checkpoints, ModelCheckpoint) and Path(checkpoints.best_model_path).is_file():

@@ -60,12 +60,17 @@ class Classifier(LabelledModule):
         if self.classes > TOP:
             self.val_top5_accuracy, self.test_top5_accuracy = (self._accuracy(TOP) for _ in range(2))
 
+    def compute(self, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        """Return the loss and the scores [N, classes]."""
+        scores, auxiliary = split_outputs(self(images))
+        loss = self._loss(scores, targets)
+        for other in auxiliary:
+            loss = loss + self.auxiliary_weight * self._loss(other, targets)
+        return loss, scores.detach()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = self.mix(*batch) if self.mix else batch
-        scores, auxiliary = split_outputs(self(images))
-        loss = self._loss(scores, labels)
-        for other in auxiliary:
-            loss = loss + self.auxiliary_weight * self._loss(other, labels)
+        loss, scores = self.compute(images, labels)
         self.train_accuracy.update(scores, labels if labels.dim() == 1 else labels.argmax(1))
         self._log("train", len(labels), loss=loss, accuracy=self.train_accuracy)
         return loss

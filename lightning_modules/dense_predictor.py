@@ -55,6 +55,14 @@ class DensePredictor(LabelledModule):
             self._metrics(split) for split in ("train", "val", "test")
         )
 
+    def compute(self, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        """Return the loss with auxiliary outputs, the loss without, and the scores [N, classes, H, W]."""
+        scores, auxiliary = split_outputs(self(images))
+        loss = self._cross_entropy(scores, targets)
+        losses = [self._cross_entropy(output, targets) for output in auxiliary]
+        trained_loss = loss + self.auxiliary_weight * torch.stack(losses).sum() if losses else loss
+        return trained_loss, loss.detach(), scores.detach()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._step(batch, "train", self.train_metrics)
 
@@ -84,8 +92,7 @@ class DensePredictor(LabelledModule):
 
     def _step(self, batch: Batch, split: str, metrics: MetricCollection) -> Tensor:
         images, labels = batch
-        scores, auxiliary = split_outputs(self(images))
-        loss = self._cross_entropy(scores, labels)
+        trained_loss, loss, scores = self.compute(images, labels)
         metrics.update(scores.argmax(dim=1), labels)
         kept: dict[str, Any] = {
             "on_step": False,
@@ -95,8 +102,7 @@ class DensePredictor(LabelledModule):
         }
         self.log(f"{split}/loss", loss, sync_dist=True, **kept)
         self.log_dict(metrics, **kept)
-        losses = [self._cross_entropy(output, labels) for output in auxiliary]
-        return loss + self.auxiliary_weight * torch.stack(losses).sum() if losses else loss
+        return trained_loss
 
     def _cross_entropy(self, scores: Tensor, labels: Tensor) -> Tensor:
         if labels.shape != scores[:, 0].shape:

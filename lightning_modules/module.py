@@ -40,6 +40,13 @@ class NetworkModule(pl.LightningModule):
         """The example comes here, too, a tensor that Lightning does not convert to the precision of the weights."""
         return batch.to(self.dtype) if isinstance(batch, Tensor) else batch
 
+    def compute(self, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        """Return the loss that is trained, and tensors for the metrics, detached.
+
+        Nothing here updates a metric or logs: a CUDA graph replays what this launches without its Python.
+        """
+        raise NotImplementedError
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(self.parameters())
         if self.lr_scheduler is None:

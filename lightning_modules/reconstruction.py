@@ -62,6 +62,14 @@ class Reconstruction(NetworkModule):
         """The reconstruction of images [N, C, *grid], of the same shape, and their code."""
         return self.network(images)
 
+    def compute(self, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        """Return the loss, its two sums and the reconstruction."""
+        reconstruction, code = self(images)
+        sparsity = (code.float().square() + self.softness).sqrt().flatten(1).sum(1).mean()
+        error = (reconstruction - images).square().flatten(1).sum(1).mean()
+        loss = self.sparsity_weight * sparsity + self.error_weight * error
+        return loss, sparsity.detach(), error.detach(), reconstruction.detach()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._step(batch, "train", self.train_variance)
 
@@ -76,11 +84,8 @@ class Reconstruction(NetworkModule):
 
     def _step(self, batch: Batch, split: str, variance: ExplainedVariance) -> Tensor:
         images, _ = batch
-        reconstruction, code = self(images)
-        sparsity = (code.float().square() + self.softness).sqrt().flatten(1).sum(1).mean()
-        error = (reconstruction - images).square().flatten(1).sum(1).mean()
-        loss = self.sparsity_weight * sparsity + self.error_weight * error
-        variance.update(reconstruction.detach().flatten(), images.flatten())
+        loss, sparsity, error, reconstruction = self.compute(*batch)
+        variance.update(reconstruction.flatten(), images.flatten())
         values: dict[str, Tensor | Metric] = {
             f"{split}/loss": loss,
             f"{split}/sparsity": sparsity,
