@@ -108,7 +108,7 @@ class CapturedLoss:
 
     def _run_forward(self) -> list[Tensor]:
         with torch.enable_grad():
-            self._outputs = self._compute(*self._inputs)
+            self._outputs: tuple[Tensor, ...] = self._compute(*self._inputs)
         torch.clear_autocast_cache()  # each run casts the weights itself: a graph must not read what another has cast
         return [each.detach() for each in self._outputs]
 
@@ -116,6 +116,7 @@ class CapturedLoss:
         trained = tuple(self._trained.values())
         with torch.autocast(self._device.type, enabled=False):
             gradients = torch.autograd.grad(self._outputs[0], trained, self._loss_gradient, allow_unused=True)
+        self._outputs = ()  # else later gradients would be accumulated on the stream of the capture
         places = [each.data_ptr() if each is not None else None for each in gradients]
         return [  # parameters that share a gradient do not share its memory
             each.clone() if each is not None and places.index(place) < number else each

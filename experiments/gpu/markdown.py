@@ -14,6 +14,7 @@ from experiments.gpu.report import records, replace
 Record = dict[str, Any]
 PLOT = "estimated-and-measured.png"
 WORST = 10
+YES_OR_NO: dict[bool | None, str | None] = {True: "yes", False: "no", None: None}
 
 
 def write_markdown(content: dict[str, Any], folder: Path, plot: bool = True) -> None:
@@ -245,10 +246,13 @@ def training(content: dict[str, Any]) -> list[str]:
         }
         rows.append((
             each["batch"], each["implementation"], each.get("first_seconds"), *milli.values(),
-            each.get("images_per_second"), each["peak_bytes"] / 2**30 if "peak_bytes" in each else None,
+            YES_OR_NO[each.get("graph_same_bits")], each.get("images_per_second"),
+            each["peak_bytes"] / 2**30 if "peak_bytes" in each else None,
             each["fault"] or each.get("graph_fault", ""),
         ))  # fmt: skip
-    header = ("N", "", "first step, s", "step, ms", "host, ms", "CUDA graph, ms", "images/s", "peak, GiB", "")
+    header = (
+        "N", "", "first step, s", "step, ms", "host, ms", "CUDA graph, ms", "same bits", "images/s", "peak, GiB", ""
+    )  # fmt: skip
     return table(header, rows)
 
 
@@ -265,8 +269,12 @@ def tuning(content: dict[str, Any]) -> list[str]:
 
 
 def fit(content: dict[str, Any]) -> list[str]:
-    rows = [(each["seconds"], each["test_accuracy"], each["fault"]) for each in records(content, "fit")]
-    return table(("seconds", "test accuracy", ""), rows)
+    rows = [
+        (YES_OR_NO[each.get("graph")], each["seconds"], each["test_accuracy"], YES_OR_NO[each.get("same_bits")],
+         each["fault"])
+        for each in records(content, "fit")
+    ]  # fmt: skip
+    return table(("CUDA graphs", "seconds", "test accuracy", "same bits", ""), rows)
 
 
 def sanitizer(content: dict[str, Any]) -> list[str]:

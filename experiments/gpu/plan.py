@@ -58,6 +58,6 @@ STEPS = (  # in the background is what leaves the GPU idle, while nothing is tim
     Step("training", "A training step of ResNet-50", 70, waits=True, resumes=True),
     Step("profiler", "Nsight Compute", 60, programs=("ncu",), waits=True),
     Step("tuning", "Tuning where estimate and clock disagree", 45, waits=True, resumes=True),
-    Step("fit", "Training on digits", 60, packages=TRAINER, waits=True),
+    Step("fit", "Training on digits", 80, packages=TRAINER, waits=True),
     Step("compile", "torch.compile on layers", 60, waits=True, resumes=True),
 )

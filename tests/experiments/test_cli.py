@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from experiments import __main__ as command
+from experiments import cli
 from experiments.cli import pack_weights
 from kernels import layers
 from kernels.shape import channels_last
+from lightning_modules.captured_step import CaptureSteps
 from tests.experiments.conftest import DIGITS
+from tests.lightning_modules.captured import Rerun
 
 RUN = Path("logs/digits/version_0")
 
@@ -142,6 +146,27 @@ def test_compiled_it_has_the_same_checkpoints(digits):
     torch.testing.assert_close(states[0]["state_dict"], states[1]["state_dict"])
     assert accuracy_in(compiled.out) == accuracy_in(plain.out)
     assert digits("test", "--ckpt_path=best", "--compile=eager").code == 0
+
+
+def test_trained_by_graphs_it_has_the_same_checkpoints(digits, monkeypatch):
+    """Only fit captures; the configuration that it saves can be evaluated, too."""
+    monkeypatch.setattr(cli, "CaptureSteps", partial(CaptureSteps, Rerun))
+    options = (
+        "--trainer.max_epochs=2",
+        "--model.optimizer=torch.optim.SGD",
+        "--model.optimizer.lr=0.1",
+        "--model.lr_scheduler=null",
+    )
+    captured = digits("fit", "--cuda_graph=true", *options)
+    assert "4 batches and 2 updates replayed" in captured.out, captured.err
+    plain = digits("fit", *options)
+    assert "replayed" not in plain.out
+    configs = [yaml.safe_load(Path(f"logs/digits/version_{run}/config.yaml").read_text()) for run in (0, 1)]
+    assert [config["cuda_graph"] for config in configs] == [True, False]
+    states = [torch.load(f"logs/digits/version_{run}/checkpoints/last.ckpt", weights_only=True) for run in (0, 1)]
+    torch.testing.assert_close(states[0]["state_dict"], states[1]["state_dict"], rtol=0, atol=0)
+    assert accuracy_in(captured.out) == accuracy_in(plain.out)
+    assert digits("test", "--ckpt_path=best", "--cuda_graph=true").code == 0
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])

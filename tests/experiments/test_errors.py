@@ -49,6 +49,9 @@ def checkpoint(digits, tmp_path) -> Path:
         pytest.param(["--data.image_size=1000000"], "not enough memory (7188000000000000 bytes at once)", id="memory"),
         pytest.param(["--data.image_size=1000000000000"], "not enough memory", id="more than can be counted"),
         pytest.param(["--compile=nothing"], "--compile must be one of true, false, eager", id="compiler"),
+        pytest.param(
+            ["--cuda_graph=true"], "--cuda_graph true needs a GPU, got --trainer.accelerator cpu\n", id="graph"
+        ),
         pytest.param(["--model.optimizer.lr=1e30"], "network.conv2 (Conv2d) is the first layer with such", id="NaN"),
         pytest.param(["--data.image_size=8"], "images must be [N, 1, 12, 12], got [56, 1, 8, 8]", id="image size"),
     ],

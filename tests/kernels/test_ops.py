@@ -1,10 +1,12 @@
 """The registry: opcheck, gradients, FLOPs against ATen's, compilation without graph breaks, bitwise repeatability."""
 
+import shutil
 from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -236,6 +238,23 @@ def test_compiles_without_a_graph_break(device):
     y.sum().backward()
     torch.testing.assert_close(y, expected, rtol=0, atol=0)
     torch.testing.assert_close([p.grad for p in net.parameters()], gradients, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="TorchInductor needs a C++ compiler")
+def test_compiles_with_reduced_overhead(device):
+    """On a GPU into CUDA graphs: the first step warms up, the second is captured, the third is a replay."""
+    net = network().to(device)
+    compiled = torch.compile(net, fullgraph=True, mode="reduce-overhead")
+    counters["inductor"].clear()
+    for _ in range(3):
+        x = torch.randn(2, 1, 8, 8, device=device)
+        torch.compiler.cudagraph_mark_step_begin()
+        steps = []
+        for run in (compiled, net):
+            y = run(x)
+            steps.append((y.detach().clone(), *torch.autograd.grad(y.sum(), tuple(net.parameters()))))
+        torch.testing.assert_close(*steps, rtol=0, atol=0)
+    assert device == "cpu" or counters["inductor"]["cudagraph_skips"] == 0
 
 
 def test_a_batch_of_any_size_runs_one_compiled_graph(device):

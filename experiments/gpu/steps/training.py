@@ -30,6 +30,7 @@ import kernels  # noqa: E402
 from experiments.gpu.timing import capture, elapsed, synchronize  # noqa: E402
 from lightning_modules.architectures import ResNet18, ResNet50  # noqa: E402
 from lightning_modules.architectures.plain import plain  # noqa: E402
+from lightning_modules.cuda_graph import copies, have_same_bits, restore  # noqa: E402
 
 BATCHES = (2,) if REHEARSAL else (32, 128)
 SIDE = 32 if REHEARSAL else 224
@@ -55,17 +56,18 @@ def step_of(model: nn.Module, batch: int, device: str) -> Callable[[], None]:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def step() -> None:
+        optimizer.zero_grad(set_to_none=False)
         loss = F.cross_entropy(model(images).float(), labels)
         loss.backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
 
     return step
 
 
 def measure(name: str, model: nn.Module, batch: int) -> dict[str, object]:
     """Return what a training step takes, in seconds and bytes."""
-    step = step_of(prepared(model, DEVICE), batch, DEVICE)
+    model = prepared(model, DEVICE)
+    step = step_of(model, batch, DEVICE)
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
     synchronize()
@@ -91,21 +93,36 @@ def measure(name: str, model: nn.Module, batch: int) -> dict[str, object]:
     found["images_per_second"] = batch / min(steady)
     if DEVICE == "cuda":
         found["peak_bytes"] = torch.cuda.max_memory_allocated()
-        found |= graphed(step)
+        found |= graphed(step, model)
+    else:
+        found["graph_same_bits"] = leaves_same_bits(step, step, model)
     return found
 
 
-def graphed(step: Callable[[], None]) -> dict[str, object]:
-    """Return the time of a step as a CUDA graph, or why there is none."""
+def graphed(step: Callable[[], None], model: nn.Module) -> dict[str, object]:
+    """Return the time of a step as a CUDA graph and whether it does the same, or why there is none."""
     try:
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
             for _ in range(3):
                 step()
         graph = capture([step])
-        return {"graph_seconds": min(elapsed(graph.replay) for _ in range(10))}
+        same = leaves_same_bits(graph.replay, step, model)
+        return {"graph_same_bits": same, "graph_seconds": min(elapsed(graph.replay) for _ in range(10))}
     except RuntimeError as error:
         return {"graph_fault": reason(error)}
+
+
+def leaves_same_bits(replay: Callable[[], None], step: Callable[[], None], model: nn.Module) -> bool:
+    """Return True if a replay and a step from the same state leave the same gradients, weights and buffers, bitwise."""
+    gradients = [each.grad for each in model.parameters() if each.grad is not None]
+    tensors = [*gradients, *model.parameters(), *model.buffers()]
+    before = copies(tensors)
+    replay()
+    replayed = copies(tensors)
+    restore(tensors, before)
+    step()
+    return all(map(have_same_bits, replayed, tensors))
 
 
 def main(first: str = "0") -> int:
