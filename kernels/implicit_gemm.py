@@ -210,9 +210,10 @@ def over_elements(
 def unit(extents: Sequence[int]) -> int:
     """What the compiler is told that divides the elements of a line, so that it loads several at once.
 
-    Where there are more channels than one, their number says it.
+    Where there are more channels than one, their number says it. A line of 2**31 elements would not fit the integers
+    that a kernel multiplies its units in.
     """
-    return 16 if extents[-1] == 1 and extents[-2] % 16 == 0 else 1
+    return 16 if extents[-1] == 1 and extents[-2] % 16 == 0 and extents[-2] < 2**31 else 1
 
 
 def in_units(size: Sequence[int], unit: int) -> tuple[int, ...]:

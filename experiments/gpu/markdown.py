@@ -127,7 +127,7 @@ def device(content: dict[str, Any]) -> list[str]:
 
 def host(content: dict[str, Any]) -> list[str]:
     rows = [
-        (each["call"], each["what"], microseconds(each, "host_seconds"), each["fault"])
+        (each["call"], each["what"], *(microseconds(each, name) for name in ("host_seconds", "goal")), each["fault"])
         for each in records(content, "host")
         if each["what"] != "stub"
     ]
@@ -136,7 +136,7 @@ def host(content: dict[str, Any]) -> list[str]:
         f" for TMA. {each['fault']}"
         for each in records(content, "host", what="stub")
     ]
-    return [*stub, *([""] if stub else []), *table(("call", "", "us", ""), rows)]
+    return [*stub, *([""] if stub else []), *table(("call", "", "us", "goal", ""), rows)]
 
 
 def kernels(content: dict[str, Any]) -> list[str]:

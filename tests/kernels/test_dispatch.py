@@ -1,6 +1,6 @@
 """What a call costs before its kernel runs: how many of our functions it enters, a number that no machine changes.
 
-The time that they take is measured by tests/dispatch.py.
+The time that they take is measured by tests/host_cost.py.
 """
 
 import sys
