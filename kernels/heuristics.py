@@ -15,8 +15,8 @@ INTERPRETED_BLOCK = 2**19  # elements; Triton takes at most 2**20
 WAVES = (1, 2, 3, 4)  # of the weight gradient's programs, by splits of its positions
 LEAST_STEPS = 4  # of a split
 SPLIT = 2  # splits of a tile that has several: how many is chosen by `split`
-SMALL_BATCH, LARGE_BATCH = 4, 32  # images that a block is chosen for, up to twice and four times as many
-AROUND = {1 / 4: 1, 1 / 2: 2, 1: 6, 2: 2, 4: 1}  # multiples of its positions that a block is to suit, and their weights
+BATCHES = {2: 1, 8: 4, 128: 32, 2048: 512}  # images up to a number: those that a block is chosen for
+AROUND = {1 / 2: 1, 1: 2, 2: 1}  # multiples of its positions that a block is to suit, and their weights
 SHARES = 2**28  # bytes that all splits' results may take
 INTERPRETED_CALLS = 2**16  # elements that NumPy goes through while it is called for one step
 
@@ -61,7 +61,7 @@ def choose(target: str, product: Product) -> Tile:
     tiles = [replace(tile, splits=splits) for tile in options(target, product) for splits in (1, SPLIT)]
     tiles = [tile for tile in tiles if tile.splits == 1 or len(splits_of(target, product, tile)) > 1]
     losses = dict.fromkeys(tiles, 0.0)
-    for factor, weight in AROUND.items():
+    for factor, weight in AROUND.items() if len(tiles) > 1 else ():
         near = product.with_positions(max(1, round(product.positions * factor)))
         seconds = {tile: _seconds(target, near, tile) for tile in tiles}
         best = min(seconds.values())
@@ -92,12 +92,10 @@ def split(target: str, product: Product, tile: Tile) -> Tile:
 def typical(product: Product, batch: int) -> Product:
     """Return the product that a block is chosen for in place of `product`, of `batch` images.
 
-    Its positions are of 4, 32, 512, ... images of 1, 49, 196, 784, 3136, ... positions, whichever are nearest. A block
-    is a constant of a kernel: so other batches, and images of another size, run the kernels that are compiled already.
+    Its positions are of as many images as BATCHES says, of 1, 49, 196, 784, 3136, ... positions, whichever are nearest.
+    A block is a constant of a kernel: so other batches, and images of another size, run what is compiled already.
     """
-    images = SMALL_BATCH if batch <= 2 * SMALL_BATCH else LARGE_BATCH
-    while batch > 4 * images > 4 * SMALL_BATCH:
-        images *= 16
+    images = next((images for most, images in BATCHES.items() if batch <= most), batch)
     positions = product.positions / max(1, batch)
     if positions >= 2:
         positions = 49 * 4.0 ** round(math.log(positions / 49, 4))

@@ -24,7 +24,8 @@ from kernels.shape import Window
 
 LIBRARY = torch.library.Library("convnets", "DEF")
 
-_meta_is_ordinary = False
+_launches_on_meta = False
+_ordinary_keys: set[int] = set()
 _modes = torch._C._dispatch_tls_local_include_set
 _keys = torch._C._dispatch_keys
 
@@ -86,12 +87,15 @@ def launching_on_meta() -> Iterator[None]:
     Outside they have no launches, only shapes. What the launchers then do with a tensor without memory is for
     `backend.launch`, which must have been replaced.
     """
-    global _meta_is_ordinary
-    _meta_is_ordinary = True
+    global _launches_on_meta
+    _launches_on_meta = True
     try:
         yield
     finally:
-        _meta_is_ordinary = False
+        _launches_on_meta = False
+
+
+_ordinary_keys: set[int] = set()
 
 
 def _with_gradient(
@@ -125,23 +129,26 @@ def _only_autograd_sees(inputs: tuple[Any, ...]) -> bool:
     for i in inputs:
         kind = type(i)
         if kind is Tensor or kind is Parameter:
-            if _keys(i).raw_repr() not in _ordinary_keys(i.device) or (i.is_meta and not _meta_is_ordinary):
+            if _keys(i).raw_repr() not in _ordinary_keys and not _is_ordinary(i):
                 return False
         elif isinstance(i, Tensor):
             return False
     return True
 
 
+def _is_ordinary(x: Tensor) -> bool:
+    """True if x is neither wrapped nor lazily negated; remembers the dispatcher's keys of such tensors."""
+    if x.is_meta:
+        return _launches_on_meta
+    keys = _in_and_out_of_inference_mode(lambda: _keys(torch.empty(0, device=x.device)).raw_repr())
+    _ordinary_keys.update(keys)
+    return _keys(x).raw_repr() in keys
+
+
 @functools.cache
 def _ordinary_modes() -> frozenset[int]:
     """The dispatcher's thread-local keys where no mode and no transform is active, in inference mode and out of it."""
     return _in_and_out_of_inference_mode(lambda: _modes().raw_repr())
-
-
-@functools.cache
-def _ordinary_keys(device: torch.device) -> frozenset[int]:
-    """The dispatcher's keys of a tensor that is neither wrapped nor lazily negated, made in either mode."""
-    return _in_and_out_of_inference_mode(lambda: _keys(torch.empty(0, device=device)).raw_repr())
 
 
 def _in_and_out_of_inference_mode(of: Callable[[], int]) -> frozenset[int]:

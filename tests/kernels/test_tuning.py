@@ -1,6 +1,7 @@
 """Tiles: legal for every problem and target, looked up before they are computed, and forced for a block only."""
 
 import itertools
+from dataclasses import replace
 from importlib import resources
 
 import pytest
@@ -119,3 +120,52 @@ def test_recorded_tiles_are_sound_and_used(name, monkeypatch):
         assert record.source["date"]
         extents = (p.rows, p.columns, p.depth, p.taps, p.groups, p.phases)
         assert tuning.tile(p.operation, getattr(torch, p.dtype), *extents) == record.tile
+
+
+LAYERS = [
+    pytest.param("forward", 3136, 64, 64, 9, 1, id="3x3-64-at-56"),
+    pytest.param("forward", 49, 2048, 512, 1, 1, id="1x1-at-7"),
+    pytest.param("transpose", 784, 128, 128, 9, 4, id="transpose-of-stride-2"),
+    pytest.param("weight_gradient", 196, 256, 256, 9, 1, id="weight-gradient-at-14"),
+    pytest.param("forward", 1, 1000, 2048, 1, 1, id="linear"),
+]
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize(("operation", "positions", "columns", "depth", "taps", "phases"), LAYERS)
+def test_another_batch_or_size_has_the_same_block(
+    operation, positions, columns, depth, taps, phases, target, monkeypatch
+):
+    """A block is a constant of a kernel: only how many splits there are may change, and not whether there are several."""
+    monkeypatch.setattr(tuning, "target", lambda device=None: target)
+
+    def constants(batch: int, positions: int) -> tuple[object, ...]:
+        rows = batch * positions
+        extents = (columns, depth, rows) if operation == "weight_gradient" else (rows, columns, depth)
+        tile = tuning.tile(operation, torch.float16, *extents, taps, phases=phases, batch=batch)
+        return replace(tile, splits=1), tile.splits > 1
+
+    usual = constants(32, positions)
+    assert {constants(batch, positions) for batch in (9, 17, 33, 64, 80, 128)} == {usual}
+    if positions > 1:
+        assert {constants(32, round(positions * factor)) for factor in (0.52, 0.75, 1.3, 1.9)} == {usual}
+    assert constants(3, positions) == constants(8, positions)
+
+
+def test_splits_follow_the_positions():
+    product = Product("weight_gradient", "float16", 64, 64, 2**17, 9)
+    tile = Tile(64, 64, 32, 4, 4, splits=7)
+    many, few = (heuristics.split("sm_90", product.with_positions(count), tile) for count in (2**20, 2**12))
+    assert many.splits > few.splits > 1 and replace(many, splits=7) == replace(few, splits=7) == tile
+    assert heuristics.split("sm_90", product, replace(tile, splits=1)).splits == 1
+    assert heuristics.split("sm_90", product.with_positions(1), tile).splits > 1  # shares of nothing are zeros
+
+
+def test_a_record_of_typical_positions_holds_for_other_batches(monkeypatch, tmp_path):
+    product, tile = Product("forward", "float16", 32 * 784, 128, 128, 9), Tile(64, 32, 32, 4, 3)
+    monkeypatch.setattr(table, "TUNED", tmp_path)
+    table.write(tmp_path / "sm_13.json", "sm_13", [table.Record("", product, tile, {"kind": "estimate"})])
+    monkeypatch.setattr(tuning, "target", lambda device=None: "sm_13")
+    of_batch = lambda batch: tuning.tile("forward", torch.float16, batch * 784, 128, 128, 9, batch=batch)  # noqa: E731
+    assert {of_batch(batch) for batch in (9, 31, 32, 100, 128)} == {tile}
+    assert tile not in (of_batch(2), of_batch(512))
