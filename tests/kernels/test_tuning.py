@@ -136,7 +136,7 @@ LAYERS = [
 def test_another_batch_or_size_has_the_same_block(
     operation, positions, columns, depth, taps, phases, target, monkeypatch
 ):
-    """A block is a constant of a kernel: only how many splits there are may change, and not whether there are several."""
+    """A block is a constant of a kernel. How many splits there are is none, but whether there are several is."""
     monkeypatch.setattr(tuning, "target", lambda device=None: target)
 
     def constants(batch: int, positions: int) -> tuple[object, ...]:
