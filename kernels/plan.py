@@ -126,7 +126,7 @@ class Launch:
         self._call: Callable[..., None] | None = None
 
     def __call__(self, *tensors: Tensor | None) -> None:
-        if self._call is None or _is_watched() or self._current_device() != self._device:
+        if self._call is None or _is_watched(self.kernel) or self._current_device() != self._device:
             return self._by_triton(tensors)
         addresses: list[Any] = []
         bits = 0
@@ -144,11 +144,11 @@ class Launch:
         self._call(self._current_stream(self._device), *addresses, *self._rest)
 
     def _by_triton(self, tensors: tuple[Tensor | None, ...]) -> None:
-        """Launch as any kernel is, and remember what Triton compiled for tensors that are aligned."""
+        """Launch as any kernel is, and remember what Triton compiled for aligned tensors while nobody watches."""
         described = () if self._describe is None else (self._describe(tensors[0]),)
         arguments = (*tensors, *described, *self._arguments)
         compiled = backend.launch(self.kernel, self.grid, *arguments, **self.constants)
-        if compiled is None or not all(t is None or is_aligned(t) for t in tensors):
+        if compiled is None or _is_watched(self.kernel) or not all(t is None or is_aligned(t) for t in tensors):
             return
         names = self.kernel.arg_names[len(arguments) :]
         self._rest = *self._arguments, *(self.constants[name] for name in names)
@@ -165,8 +165,10 @@ def _direct(compiled: Any, grid: tuple[int, ...]) -> Callable[..., None]:
     return lambda stream, *arguments: run(*first, stream, *rest, *arguments)
 
 
-def _is_watched() -> bool:
+def _is_watched(kernel: Any) -> bool:
     """True if Triton would call a hook at a launch, or compile a kernel anew that it has compiled already."""
+    if kernel.pre_run_hooks:
+        return True
     runtime = knobs.runtime
     for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook):
         if getattr(hook, "calls", hook):  # a chain of hooks, or what somebody has put in its place
