@@ -28,6 +28,8 @@ _launches_on_meta = False
 _ordinary_keys: set[int] = set()
 _modes = torch._C._dispatch_tls_local_include_set
 _keys = torch._C._dispatch_keys
+_is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
+_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 
 
 class Operator:
@@ -95,9 +97,6 @@ def launching_on_meta() -> Iterator[None]:
         _launches_on_meta = False
 
 
-_ordinary_keys: set[int] = set()
-
-
 def _with_gradient(
     name: str, run: Callable[..., Any], backward: Callable[..., Any], context: Callable[..., None]
 ) -> Callable[..., Any]:
@@ -117,7 +116,8 @@ def _with_gradient(
 
 
 def _is_recorded(inputs: tuple[Any, ...]) -> bool:
-    return torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
+    """True if autograd records the call: not below it, as in the handler of a TorchDispatchMode."""
+    return torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs) and not _is_excluded(_AUTOGRAD)
 
 
 def _only_autograd_sees(inputs: tuple[Any, ...]) -> bool:
