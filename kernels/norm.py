@@ -97,10 +97,10 @@ def _let_through(dy_ptr, y_ptr, offset, valid, ACC: tl.constexpr):
 
 
 @backend.device_function
-def _track(running_ptrs, batch, share, mask):
-    """Move running statistics towards those of a batch by a share of the way."""
+def _track(running_ptrs, batch, share, rest, mask):
+    """Move running statistics towards those of a batch: by a share of the way, all of it if `rest`, 1 - share, is 0."""
     running = tl.load(running_ptrs, mask=mask, other=0.0).to(batch.dtype)
-    running += (batch - running) * share
+    running = running * rest + batch * share  # no distance, in which a large old value rounds a small new one away
     tl.store(running_ptrs, running.to(running_ptrs.dtype.element_ty), mask=mask)
 
 
@@ -158,9 +158,10 @@ def _normalise_kernel(
         tl.store(var_ptr + channel, var, mask=first)
         if running_mean_ptr is not None:
             share = tl.full((1, 1), momentum, ACC)
+            rest = tl.full((1, 1), 1.0 - momentum, ACC)
             unbiased = var * (tl.full((1, 1), 1.0, ACC) * positions / (positions - 1))
-            _track(running_mean_ptr + channel, mean, share, first)
-            _track(running_var_ptr + channel, unbiased, share, first)
+            _track(running_mean_ptr + channel, mean, share, rest, first)
+            _track(running_var_ptr + channel, unbiased, share, rest, first)
     else:
         mean = tl.load(mean_ptr + channel, mask=exists, other=0.0).to(ACC)
         var = tl.load(var_ptr + channel, mask=exists, other=0.0).to(ACC)
@@ -302,7 +303,7 @@ def batch_norm(
         used = (batch_mean, batch_var) if training else (mean, var)
         y = _batch_norm(x, weight, bias, residual, *used, None, None, 0.0, training, eps, relu)
     else:
-        running = [t.float() if backend.INTERPRETING and t.dtype == torch.bfloat16 else t for t in (mean, var)]
+        running = [_as_kernels_move(t) for t in (mean, var)]
         y = _batch_norm(
             x, weight, bias, residual, batch_mean, batch_var, *running, float(momentum), training, eps, relu
         )
@@ -311,6 +312,13 @@ def batch_norm(
                 t.copy_(moved)
         torch.autograd.graph.increment_version((mean, var))
     return y, batch_mean, batch_var
+
+
+def _as_kernels_move(running: Tensor) -> Tensor:
+    """Return a running statistic, or where no kernel can move it a copy: strided, or bfloat16 that is interpreted."""
+    if backend.INTERPRETING and running.dtype == torch.bfloat16:
+        return running.float().contiguous()
+    return running.contiguous()
 
 
 def _per_channel(x: Tensor, present: bool = True) -> Tensor:

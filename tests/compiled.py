@@ -115,7 +115,8 @@ def pooling(problem: Pooling, dtype: torch.dtype) -> None:
 def normalise(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, parameter = on_meta(shape, dtype), on_meta(shape[1:2], dtype)
     y, mean, var = norm.batch_norm(x, parameter, parameter, x, None, None, None, 1e-5, True)
-    norm.batch_norm(x, parameter, parameter, x, parameter, parameter, None, 1e-5, True)
+    for momentum in (None, 0.1):
+        norm.batch_norm(x, parameter, parameter, x, parameter, parameter, momentum, 1e-5, True)
     norm.batch_norm_gradient(x, x, parameter, y, mean, var, 1e-5, True, True, True)
     norm.batch_norm_gradient(x, x, parameter, y, mean, var, 1e-5, False, False, False)
 

@@ -42,7 +42,7 @@ def batch_norm(
     refuse_forward_mode(input, weight, bias, residual)
     if not training:
         return ops.batch_norm(input, weight, bias, residual, running_mean, running_var, eps, relu)[0]
-    if running_mean is None or not _is_tracked_in_the_kernel(running_mean, running_var, momentum):
+    if running_mean is None or isinstance(momentum, Tensor):  # which the kernel does not read from memory
         y, mean, var = ops.batch_norm(input, weight, bias, residual, None, None, eps, relu)
         if running_mean is not None:
             positions = input.numel() // input.shape[1]
@@ -52,8 +52,3 @@ def batch_norm(
     return ops.batch_norm_in_training(
         input, weight, bias, residual, running_mean, running_var, float(momentum), eps, relu
     )[0]
-
-
-def _is_tracked_in_the_kernel(mean: Tensor, var: Tensor, momentum: float | Tensor) -> bool:
-    """True if the kernel can move the running statistics: it reads no momentum from memory, and knows no strides."""
-    return not isinstance(momentum, Tensor) and mean.is_contiguous() and var.is_contiguous()
