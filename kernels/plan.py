@@ -53,7 +53,8 @@ def planned(make: Callable[..., Plan]) -> Callable[..., Plan]:
             found = make(*args)
             if len(_plans) >= CACHE_SIZE:
                 _plans.clear()
-            _plans[place] = found
+            if _reasons is place[1]:  # else another thread has changed them while the plan was made
+                _plans[place] = found
         return found
 
     return plan
@@ -72,6 +73,11 @@ def apart(reason: object) -> Iterator[None]:
         yield
     finally:
         _reasons = previous
+
+
+def reasons() -> tuple[object, ...]:
+    """Return the reasons of the enclosing `apart` blocks."""
+    return _reasons
 
 
 def buffer(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Buffer:

@@ -21,19 +21,17 @@ from kernels.tile import Product, Tile, block
 
 SUM_BLOCK = 1024  # elements that a program of the weight gradient's second pass adds up
 
-_forced: Tile | None = None
-
 
 @contextmanager
 def use_tile(tile: Tile) -> Iterator[None]:
     """Launch every kernel with `tile` inside a `with` block: to tune, and to test one tile against another."""
-    global _forced
-    previous, _forced = _forced, tile
-    try:
-        with plan.apart(tile):
-            yield
-    finally:
-        _forced = previous
+    with plan.apart(tile):
+        yield
+
+
+def _forced() -> Tile | None:
+    """Return the tile of the innermost `use_tile`."""
+    return next((reason for reason in reversed(plan.reasons()) if isinstance(reason, Tile)), None)
 
 
 def tile(
@@ -41,8 +39,8 @@ def tile(
     phases: int = 1, batch: int = 1, device: torch.device | None = None,
 ) -> Tile:  # fmt: skip
     """Return the tile for one launch of `batch` images on `device`; see `kernels.tile.Product` for other arguments."""
-    if _forced is not None:
-        return _forced
+    if (forced := _forced()) is not None:
+        return forced
     return _chosen(target(device), batch, operation, dtype, rows, columns, depth, taps, groups, phases)
 
 
@@ -100,8 +98,8 @@ def products_of(target: str) -> Iterator[list[Product]]:
 
 def pool_tile(positions: int, channels: int, device: torch.device | None = None) -> Tile:
     """The block of `positions` x `channels` that one program of a pooling kernel works on (m x n; k counts nothing)."""
-    if _forced is not None:
-        return _forced
+    if (forced := _forced()) is not None:
+        return forced
     n = block(channels, 64) if channels > 1 else 1
     if target(device) == INTERPRETER:
         return Tile(block(positions, INTERPRETED_BLOCK // n), n, 1)
@@ -114,8 +112,8 @@ def norm_tile(positions: int, channels: int, itemsize: int, device: torch.device
     `splits` programs share the positions: enough to fill a GPU, and few enough that adding up their shares, which every
     program does for its channels, reads less than its own part of the input (estimated, not timed).
     """
-    if _forced is not None:
-        return _forced
+    if (forced := _forced()) is not None:
+        return forced
     if target(device) == INTERPRETER:
         n = block(channels, 64)
         return Tile(block(positions, INTERPRETED_BLOCK // n), n, 1)

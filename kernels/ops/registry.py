@@ -90,11 +90,11 @@ def launching_on_meta() -> Iterator[None]:
     `backend.launch`, which must have been replaced.
     """
     global _launches_on_meta
-    _launches_on_meta = True
+    previous, _launches_on_meta = _launches_on_meta, True
     try:
         yield
     finally:
-        _launches_on_meta = False
+        _launches_on_meta = previous
 
 
 def _with_gradient(
@@ -125,6 +125,8 @@ def _only_autograd_sees(inputs: tuple[Any, ...]) -> bool:
     if _modes().raw_repr() not in _ordinary_modes() or torch._C._is_torch_function_mode_enabled():
         return False
     if torch._C._get_tracing_state() is not None or torch._C._autograd._profiler_enabled():
+        return False
+    if not isinstance(inputs[0], Tensor):  # but a proxy of torch.fx
         return False
     for i in inputs:
         kind = type(i)
