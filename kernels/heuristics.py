@@ -160,10 +160,13 @@ def options(target: str, product: Product) -> list[Tile]:
     if product.dtype == "bfloat16":  # which spills where float16 does not: on sm_90 with a residual, and on sm_80
         spilled = {"forward": 256 * 128, "weight_gradient": 64 * 64}.get(product.operation)
         tiles = _without(tiles, lambda tile: tile.m * tile.n == spilled)
+    if product.operation == "forward_max" and target in ("sm_80", "sm_86", "sm_89"):  # 8 warps have few registers each
+        tiles = [replace(tile, warps=4) if product.folds(tile) else tile for tile in tiles]
     if target == "sm_100":  # has its sums in a memory of their own, from where they come to the registers at once
         tiles = [replace(t, warps=8 if t.m * t.n >= 8192 else t.warps) for t in tiles if t.m * t.n <= 16384]
-        spilled = ((128, 64, 32), (96, 128, 32)) if product.is_gradient else ((16, 16, 128),)
-        tiles = _without(tiles, lambda tile: (tile.m, tile.n, tile.k) in spilled)
+        spilling = [(128, 64, 32), (128, 96, 32), (96, 128, 32)] if product.is_gradient else [(16, 16, 128)]
+        spilling += [(64, 32, 64), (96, 16, 32)] if product.is_gradient and product.dtype == "bfloat16" else []
+        tiles = _without(tiles, lambda tile: (tile.m, tile.n, tile.k) in spilling)
     most = TARGETS[target].shared_memory if target in TARGETS else UNKNOWN_SHARED_MEMORY
     rates = model.rates_of(target)
     return [tile for tile in dict.fromkeys(tiles) if model.shared_memory(rates, product, tile) <= most]

@@ -226,7 +226,7 @@ def _launch(
     size, output_size = x_shape[2:], y_shape[2:]
     window = window.fixed_where_even(size, output_size)
     channels, positions = rows[1], rows[0] * prod(rows[2:])
-    tile = tuning.pool_tile(positions, channels, given.device)
+    tile = tuning.pool_tile(positions, channels, given.element_size(), given.device)
     largest = max(map(operator.mul, size, output_size)) if window.adaptive else 0
     return Launch(
         kernel, (cdiv(positions, tile.m) * cdiv(channels, tile.n),),

@@ -96,14 +96,14 @@ def products_of(target: str) -> Iterator[list[Product]]:
         yield asked
 
 
-def pool_tile(positions: int, channels: int, device: torch.device | None = None) -> Tile:
+def pool_tile(positions: int, channels: int, itemsize: int, device: torch.device | None = None) -> Tile:
     """The block of `positions` x `channels` that one program of a pooling kernel works on (m x n; k counts nothing)."""
     if (forced := _forced()) is not None:
         return forced
     n = block(channels, 64) if channels > 1 else 1
     if target(device) == INTERPRETER:
         return Tile(block(positions, INTERPRETED_BLOCK // n), n, 1)
-    return Tile(1024 // n, n, 1)
+    return Tile((1024 if itemsize <= 2 else 512) // n, n, 1)
 
 
 def norm_tile(positions: int, channels: int, itemsize: int, device: torch.device | None = None) -> Tile:

@@ -50,7 +50,7 @@ def test_a_forced_tile_ends_with_its_block(monkeypatch):
     problem = ("forward", torch.float32, 100, 8, 8, 9)
     usual, forced = tuning.tile(*problem), Tile(16, 32, 64)
     with pytest.raises(KeyError), use_tile(forced):
-        assert tuning.tile(*problem) == forced == tuning.pool_tile(100, 8)
+        assert tuning.tile(*problem) == forced == tuning.pool_tile(100, 8, 4)
         raise KeyError
     assert tuning.tile(*problem) == usual != forced
 
