@@ -7,6 +7,7 @@ TOOLS = {  # besides: the module whose main(arguments) -> exit code is the comma
     "gabor": "experiments.gabor",
     "gpu": "experiments.gpu",
     "inspect": "experiments.inspection",
+    "precompile": "experiments.precompile",
     "results": "experiments.results",
     "summary": "experiments.summary",
     "tune": "experiments.tune",

@@ -16,7 +16,7 @@ from experiments import COMMANDS, TOOLS
 
 HELP = """\
 usage: convnets {fit,validate,test,predict} --config RECIPE [options]
-       convnets {bench,figures,gabor,gpu,inspect,results,summary,tune} [options]
+       convnets {bench,figures,gabor,gpu,inspect,precompile,results,summary,tune} [options]
 
 Train and evaluate convolutional networks whose layers are Triton kernels.
 
@@ -30,6 +30,7 @@ commands:
   gabor       how closely learned kernels resemble Gabor functions, in any checkpoint; see convnets gabor --help
   gpu         what a GPU shows of the kernels in a few minutes, as a report; see convnets gpu --help
   inspect     compile kernels for any GPU and estimate how fast they can be; see convnets inspect --help
+  precompile  compile all kernels of a network ahead, without a GPU; see convnets precompile --help
   results     run every recipe with several seeds and hold it to what it expects; see convnets results --help
   summary     volumes, receptive fields, parameters and work of a network's layers; see convnets summary --help
   tune        choose the tiles of the kernels for a GPU, with or without one; see convnets tune --help
@@ -177,11 +178,12 @@ def setting(args: list[str], key: str, default: str | None) -> Any:
         if option == f"--{key}":
             value = text
         elif option in ("-c", "--config"):
-            value = _looked_up(read_config(text), key, value)
+            value = looked_up(read_config(text), key, value)
     return value
 
 
-def _looked_up(config: Any, key: str, default: Any) -> Any:
+def looked_up(config: Any, key: str, default: Any) -> Any:
+    """Return what nested mappings have under a dotted key."""
     for part in key.split("."):
         if not isinstance(config, dict) or part not in config:
             return default

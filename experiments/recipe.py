@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from experiments.__main__ import read_config
+from experiments.__main__ import looked_up, read_config
 from lightning_modules import architectures
 
 KEY = ("model", "init_args", "network")
@@ -37,6 +37,11 @@ def data_of_recipe(path: Path, **arguments: Any) -> pl.LightningDataModule:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return data
+
+
+def setting_of_recipe(path: Path, key: str, default: Any) -> Any:
+    """Return what a recipe sets a dotted key to."""
+    return looked_up(read_config(str(path)), key, default)
 
 
 def network_of_recipe(path: Path, input_shape: Sequence[int] | None = None) -> nn.Module:

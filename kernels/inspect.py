@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
@@ -96,13 +96,15 @@ class Compiled:
         )  # fmt: skip
 
 
-class _OfflineDriver(DriverBase):
-    """Tells Triton's compiler that the target is the device in use; can launch nothing."""
+class OfflineDriver(DriverBase):
+    """Tells Triton's compiler that a target is the device in use; can launch nothing."""
 
-    def __init__(self, name: str) -> None:
-        target = TARGETS[name]
-        self._target = GPUTarget(target.backend, target.arch, target.warp_size)
-        self._device = list(TARGETS).index(name)  # Triton keeps what it compiled by device
+    _devices: ClassVar[dict[GPUTarget, int]] = {}
+
+    def __init__(self, target: GPUTarget) -> None:
+        self._target = target
+        # Triton keeps what it compiled by device. No GPU has a number below 0.
+        self._device = self._devices.setdefault(target, -1 - len(self._devices))
 
     @classmethod
     def is_active(cls) -> bool:
@@ -141,7 +143,8 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
         raise RuntimeError("kernels cannot be compiled in a process that interprets them: unset TRITON_INTERPRET")
     compiled: list[Compiled] = []
     earlier: dict[int, torch.Tensor] = {}
-    rates = TARGETS[target].rates
+    known = TARGETS[target]
+    rates = known.rates
     kept = rates.l2_size // 2 if rates else 0
 
     def compile_only(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
@@ -154,7 +157,7 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
         compiled.append(_read(binary, target, grid, _integers(kernel.arg_names, args), constants, sum(needed)))
 
     with (
-        mock.patch.object(triton.runtime.driver, "_active", _OfflineDriver(target)),
+        mock.patch.object(triton.runtime.driver, "_active", OfflineDriver(GPUTarget(known.backend, known.arch, known.warp_size))),
         mock.patch.object(backend, "launch", compile_only),
         mock.patch.object(tuning, "target", lambda device=None: target),
         plan.apart(object()),

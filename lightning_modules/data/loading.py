@@ -89,6 +89,11 @@ class Batches(Dataset[Any]):
         """Samples of a batch over all processes."""
         return min(self.batch_size, self.samples - number % len(self) * self.batch_size)
 
+    def sizes(self) -> set[int]:
+        """Return how many samples a batch can have of a process, over all processes."""
+        wholes = {self.size(0), self.size(len(self) - 1)}
+        return {max(1, whole // self.processes) for whole in wholes} | {-(-whole // self.processes) for whole in wholes}
+
     def share(self, number: int) -> slice:
         """Which samples of a batch are this process's."""
         size = self.size(number)

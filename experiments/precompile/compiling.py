@@ -1,0 +1,152 @@
+"""Compile kernels in processes of their own, on all cores; what they make is kept in Triton's cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from math import prod
+from multiprocessing import forkserver, get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from triton.runtime import driver
+
+from experiments.gpu.step import cores, reason
+from experiments.precompile.cache import LIBRARIES, cache_folder, recording_libraries
+from experiments.precompile.collect import Kernel, collecting
+from experiments.precompile.target import builds_launchers, compiling_driver
+from experiments.progress import progress
+
+_shared_libraries: list[str] = []  # of all kernels, in a process that builds launchers
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the kernels of a computation.
+
+    Args:
+        kernels: all of them.
+        faults: of those that did not compile, a line each.
+        seconds: what it took.
+    """
+
+    kernels: Sequence[Kernel]
+    faults: Sequence[str]
+    seconds: float
+
+    @property
+    def cached(self) -> int:
+        return sum(kernel.is_cached for kernel in self.kernels)
+
+    @property
+    def compiled(self) -> int:
+        return len(self.kernels) - self.cached - len(self.faults)
+
+
+def compile_ahead(target: str, compute: Callable[[], object], processes: int | None = None) -> Outcome:
+    """Compile for `target` the kernels that `compute` launches, which runs on tensors without values.
+
+    Raises:
+        ValueError: for a target that is none, or by `compute`.
+    """
+    started = time.perf_counter()
+    with collecting(target, on_missing=_start_server) as found:
+        compute()
+    kernels = list(found.values())
+    missing = [kernel for kernel in kernels if not kernel.is_cached]
+    faults: list[str] = []
+    if missing:
+        with progress() as bar:
+            line = bar.add_task(f"compiling for {target}", total=len(missing))
+            for fault in compiled(target, missing, processes or cores()):
+                faults += filter(None, [fault])
+                bar.advance(line)
+    return Outcome(kernels, faults, time.perf_counter() - started)
+
+
+def compiled(target: str, kernels: Sequence[Kernel], processes: int) -> Iterator[str]:
+    """Compile kernels, the longest first; gives for each, as it is done, what is wrong with it, or "".
+
+    A crash of the compiler ends its process, and with it the pool. What is left is then done by a process for each
+    kernel, so that a crash is known to be that kernel's.
+    """
+    left = {kernel.key: kernel for kernel in sorted(kernels, key=effort, reverse=True)}
+    with _pool(target, min(processes, len(left))) as pool:
+        futures: dict[Future[str], Kernel] = {pool.submit(compile_kernel, target, kernel): kernel for kernel in left.values()}
+        try:
+            for future in as_completed(futures):
+                fault = future.result()
+                del left[futures[future].key]
+                yield fault
+        except BrokenProcessPool:
+            pass
+        finally:
+            pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(processes) as threads:
+        yield from threads.map(lambda kernel: _alone(target, kernel), left.values())
+
+
+def _alone(target: str, kernel: Kernel) -> str:
+    with _pool(target, 1) as pool:
+        try:
+            return pool.submit(compile_kernel, target, kernel).result()
+        except BrokenProcessPool:
+            return f"{kernel.name.strip('_')}: crashes the compiler"
+
+
+def effort(kernel: Kernel) -> int:
+    """Return a number that grows with the time to compile a kernel: elements of a block that a thread works on."""
+    names = ("ROWS", "COLUMNS") if "ROWS" in kernel.constants else ("BM", "BN")
+    extents = [kernel.constants.get(name, 1) for name in names]
+    return prod(sum(each) if isinstance(each, tuple) else each for each in extents)
+
+
+def _start_server() -> None:
+    """Start the process that others are forked from, once; until it has imported everything, this one can go on."""
+    get_context("forkserver").set_forkserver_preload(["experiments.precompile.preload"])
+    interpret = os.environ.pop("TRITON_INTERPRET", None)  # such a process would compile nothing
+    try:
+        forkserver.ensure_running()
+    finally:
+        if interpret is not None:
+            os.environ["TRITON_INTERPRET"] = interpret
+
+
+def _pool(target: str, processes: int) -> ProcessPoolExecutor:
+    """Return processes that compile. They are not forked from here, where threads run and a GPU may be held."""
+    _start_server()
+    return ProcessPoolExecutor(processes, get_context("forkserver"), _prepare, (target,))
+
+
+def _prepare(target: str) -> None:
+    """Compile for `target` from now on. An interruption is left to the parent, and so is what is to be said."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    if os.environ.get("CONVNETS_DEBUG") != "1":
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MLIR's diagnostics
+    with recording_libraries() as libraries:
+        driver.set_active(compiling_driver(target))
+    _shared_libraries[:] = libraries
+
+
+def compile_kernel(target: str, kernel: Kernel) -> str:
+    """Compile a kernel into the cache, and where that is needed its launcher; return what is wrong, or ""."""
+    try:
+        with recording_libraries() as libraries:
+            binary: Any = kernel.function.warmup(*kernel.arguments, grid=(1,), **kernel.constants)
+            if builds_launchers(target):
+                binary._init_handles()
+                record = cache_folder() / kernel.key / LIBRARIES
+                record.write_text(json.dumps([*_shared_libraries, *libraries]))
+        folders = {Path(path).parent.name for path in binary.metadata_group.values()}
+        return "" if folders == {kernel.key} else f"{kernel.name.strip('_')}: its launch would not find it in the cache"
+    except Exception as error:  # of the compiler, which has many kinds
+        return f"{kernel.name.strip('_')}: {reason(error)}"
+

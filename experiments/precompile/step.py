@@ -1,0 +1,71 @@
+"""What a training step and an evaluation compute, without values: by a network of which only shapes are left."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import kernels
+from experiments.precompile.collect import DEVICE
+from kernels.shape import FORMATS
+
+# Types of the weights and of autocast, by their own names and by those that Lightning has for them.
+PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
+    "float16": (torch.float16, None), "16-true": (torch.float16, None),
+    "bfloat16": (torch.bfloat16, None), "bf16-true": (torch.bfloat16, None),
+    "float32": (torch.float32, None), "32-true": (torch.float32, None), "32": (torch.float32, None),
+    "float64": (torch.float64, None), "64-true": (torch.float64, None), "64": (torch.float64, None),
+    "16-mixed": (torch.float32, torch.float16), "16": (torch.float32, torch.float16),
+    "bf16-mixed": (torch.float32, torch.bfloat16), "bf16": (torch.float32, torch.bfloat16),
+}  # fmt: skip
+
+
+class Batch(NamedTuple):
+    """Images that a network is given: [N, C, *grid], to train it or to evaluate it."""
+
+    shape: tuple[int, ...]
+    training: bool
+
+
+def run_batches(network: nn.Module, batches: Iterable[Batch], precision: str) -> None:
+    """Run a network forward on batches, and backward in training, on tensors whose values do not count.
+
+    The network and the state of random numbers stay as they are. Any loss has the same gradients of the network's
+    outputs, as far as kernels go.
+
+    Raises:
+        ValueError: for a precision that is not known.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"--dtype must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    dtype, autocast = PRECISIONS[precision]
+    with torch.random.fork_rng(devices=[]), kernels.use_backend("triton"):
+        model = without_values(network, dtype)
+        for shape, training in batches:
+            model.train(training)
+            images = torch.empty(shape, dtype=dtype, device=DEVICE)
+            with (
+                torch.set_grad_enabled(training),
+                torch.autocast(DEVICE, autocast) if autocast is not None else nullcontext(),
+            ):
+                outputs = model(images)
+            trained = [each for each in tree_leaves(outputs) if isinstance(each, Tensor) and each.requires_grad]
+            if trained:
+                torch.autograd.backward(trained, [torch.empty_like(each) for each in trained])
+
+
+def without_values(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of a network whose tensors have no values, its weights laid out as training has them."""
+    memo: dict[int, Any] = {}
+    for tensor in (*network.parameters(), *network.buffers()):
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        layout = FORMATS.get(tensor.dim(), torch.contiguous_format)
+        empty = torch.empty_like(tensor, dtype=kind, device=DEVICE, requires_grad=False, memory_format=layout)
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(network, memo)
