@@ -61,11 +61,16 @@ def run_batches(network: nn.Module, batches: Iterable[Batch], precision: str) ->
 
 
 def without_values(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy of a network whose tensors have no values, its weights laid out as training has them."""
+    """Return a copy of a network whose floating-point tensors have no values, its weights laid out as for training.
+
+    Integers are kept, as they may be indices.
+    """
     memo: dict[int, Any] = {}
     for tensor in (*network.parameters(), *network.buffers()):
-        kind = dtype if tensor.is_floating_point() else tensor.dtype
-        layout = FORMATS.get(tensor.dim(), torch.contiguous_format)
-        empty = torch.empty_like(tensor, dtype=kind, device=DEVICE, requires_grad=False, memory_format=layout)
-        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        if tensor.is_floating_point():
+            layout = FORMATS.get(tensor.dim(), torch.contiguous_format)
+            alike = torch.empty_like(tensor, dtype=dtype, device=DEVICE, requires_grad=False, memory_format=layout)
+        else:
+            alike = tensor.detach().clone().to(DEVICE)
+        memo[id(tensor)] = nn.Parameter(alike, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else alike
     return copy.deepcopy(network, memo)
