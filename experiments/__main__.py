@@ -45,6 +45,7 @@ main options (later ones win over earlier ones, files too):
                                 best and last are the newest ones of the recipe's runs
   --compile true                torch.compile the network (with TorchInductor; or --compile BACKEND)
   --cuda_graph true             fit replays training steps as CUDA graphs, on one GPU, with bitwise the same results
+  --compile_ahead false         compile a kernel when it is first launched, and not all in parallel before training
   --seed_everything INT         seed of weights and shuffling
   --trainer.max_epochs INT      and so on for every key of a recipe: --model.KEY, --data.KEY, --trainer.KEY
   --print_config                show the complete configuration and stop

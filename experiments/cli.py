@@ -30,6 +30,7 @@ import kernels
 from experiments import COMMANDS
 from experiments.checkpoints import check_finite, check_fits, check_resumable, find_checkpoint, read_checkpoint
 from experiments.expectation import Expectation
+from experiments.precompile.callback import CompileAhead
 from kernels.backend import INTERPRETING, explain, launch_count
 from kernels.shape import FORMATS
 from lightning_modules.architectures import plain
@@ -138,6 +139,12 @@ class ConvnetsCLI(LightningCLI):
             default=False,
             help="Whether fit replays training steps as CUDA graphs. It needs one GPU.",
         )
+        parser.add_argument(
+            "--compile_ahead",
+            type=bool,
+            default=True,
+            help="Compile all Triton kernels in parallel before the first step, where it runs on a GPU.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         try:
@@ -172,6 +179,8 @@ class ConvnetsCLI(LightningCLI):
             self.save_config_callback = None
             kwargs["logger"] = False
         trainer: Any = super().instantiate_trainer(**kwargs)
+        if self.options.compile_ahead and self.options.layers == "kernels":
+            trainer.callbacks.insert(0, CompileAhead())
         if self.options.compile:
             trainer.callbacks.insert(0, CompileNetwork(self.options.compile))
         if trainer.fast_dev_run:  # Lightning would still write the last checkpoint

@@ -157,7 +157,9 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
         compiled.append(_read(binary, target, grid, _integers(kernel.arg_names, args), constants, sum(needed)))
 
     with (
-        mock.patch.object(triton.runtime.driver, "_active", OfflineDriver(GPUTarget(known.backend, known.arch, known.warp_size))),
+        mock.patch.object(
+            triton.runtime.driver, "_active", OfflineDriver(GPUTarget(known.backend, known.arch, known.warp_size))
+        ),
         mock.patch.object(backend, "launch", compile_only),
         mock.patch.object(tuning, "target", lambda device=None: target),
         plan.apart(object()),

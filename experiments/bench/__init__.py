@@ -55,6 +55,8 @@ def parser() -> Parser:
     add("--repeats", type=positive, metavar="N", help="rounds; default: 5, on the CPU 3, with --against 10")
     add("--against", metavar="REVISION", help="compare our kernels with those of another git revision, in a process"
         " each, instead of with other implementations")  # fmt: skip
+    add("--compile_ahead", choices=("true", "false"), default="true", metavar="true|false",
+        help="on a GPU: compile our kernels in parallel before anything is timed; default: true")  # fmt: skip
     add("--csv", type=Path, metavar="FILE", help="write a row for each implementation as soon as it is measured")
     add("--plot", type=Path, metavar="FILE", help="draw the times: .png, .pdf or .svg")
     return parser

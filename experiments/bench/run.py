@@ -15,16 +15,19 @@ from typing import Protocol
 import torch
 import triton
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments.bench import IMPLEMENTATIONS
-from experiments.bench.measure import Contender, fair_conditions
+from experiments.bench.measure import Contender, call_of, fair_conditions
 from experiments.bench.report import WIDTH, print_tables
 from experiments.bench.results import CsvFile, Result, Task
 from experiments.bench.revisions import ROOT, Worker, checked_out, described, resolved
 from experiments.closeness import Closeness
 from experiments.convolutions import ARCHITECTURES, convolutions_of
 from experiments.interruption import termination_interrupts
+from experiments.precompile.collect import DEVICE
+from experiments.precompile.compiling import compile_or_warn
+from experiments.progress import progress
+from kernels import tuning
 from kernels.backend import INTERPRETING
 from kernels.problem import Problem
 
@@ -64,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
         rows_file = CsvFile(options.csv, provenance) if options.csv is not None else None
         console = Console(width=None if sys.stdout.isatty() else WIDTH)
         console.print(headline(options, provenance), markup=False, highlight=False, soft_wrap=True)
+        if options.compile_ahead == "true" and device == "cuda" and ("triton" in contenders or options.against):
+            compile_tasks(tasks, tuning.target())
         try:
             for row in measured(tasks, contenders, options.repeats):
                 if rows_file is not None:
@@ -106,6 +111,18 @@ def tasks_of(options: argparse.Namespace) -> list[Task]:
     return tasks
 
 
+def compile_tasks(tasks: Sequence[Task], target: str) -> None:
+    """Compile our kernels of tasks in parallel, on tensors without values; what does not compile shows when timed."""
+
+    def compute() -> None:
+        for task in tasks:
+            problem = task.layer.problem
+            x, weight, dy = (torch.empty_like(tensor, device=DEVICE) for tensor in problem.tensors("meta"))
+            call_of("triton", problem, task.operation, x, weight, dy)()
+
+    compile_or_warn(target, compute)
+
+
 def contenders_of(
     options: argparse.Namespace, device: str, stack: ExitStack
 ) -> tuple[dict[str, Runs], Mapping[str, str]]:
@@ -125,13 +142,12 @@ def contenders_of(
 
 def measured(tasks: Sequence[Task], contenders: Mapping[str, Runs], rounds: int) -> Iterator[list[Result]]:
     """The results of one task after another, in the order of the contenders, with a progress bar."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("", total=len(tasks))
+    with progress() as bar:
+        line = bar.add_task("", total=len(tasks))
         for task in tasks:
-            progress.update(bar, description=f"{task.architecture} {task.layer.names[0]} {task.operation}")
+            bar.update(line, description=f"{task.architecture} {task.layer.names[0]} {task.operation}")
             yield measure(task, contenders, rounds)
-            progress.advance(bar)
+            bar.advance(line)
 
 
 def measure(task: Task, contenders: Mapping[str, Runs], rounds: int) -> list[Result]:

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from experiments.gpu.step import MARK
+from experiments.precompile.relocation import relocate
 
 FOLDER = Path("build/gpu-bundle")  # in the tree that is carried
 WHEELS = ("jsonargparse", "typeshed-client", "docstring-parser")  # what trainers' images often lack; without binaries
@@ -45,15 +46,6 @@ def unpacked(tree: Path) -> dict[str, str]:
         relocate(cache)
         environment["TRITON_CACHE_DIR"] = str(cache.resolve())
     return environment
-
-
-def relocate(cache: Path) -> None:
-    """Have the groups of a Triton cache name their files where they are now."""
-    for group in cache.glob("*/__grp__*"):
-        content = json.loads(group.read_text())
-        here = {name: str((group.parent / Path(path).name).resolve()) for name, path in content["child_paths"].items()}
-        if here != content["child_paths"]:
-            group.write_text(json.dumps({"child_paths": here}))
 
 
 def fetch_wheels(folder: Path) -> None:

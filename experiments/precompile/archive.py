@@ -26,7 +26,8 @@ from triton.runtime.cache import triton_key
 
 import kernels
 from experiments.files import replacing
-from experiments.precompile.cache import cache_folder, libraries_of, regrouped
+from experiments.precompile.cache import cache_folder, libraries_of
+from experiments.precompile.relocation import regrouped
 from experiments.precompile.target import builds_launchers, gpu_target
 
 MANIFEST = "manifest.json"

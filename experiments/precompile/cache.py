@@ -73,18 +73,3 @@ def has_libraries(folder: Path) -> bool:
     """Return True if the libraries of the kernel in `folder` are recorded and there."""
     keys = libraries_of(folder)
     return keys is not None and all(any((folder.parent / key).glob("*.so")) for key in keys)
-
-
-def relocate(cache: Path) -> None:
-    """Have the groups of a cache name their files where they are now, and only those that are there."""
-    for group in cache.glob("*/__grp__*"):
-        content = group.read_text()
-        if (here := regrouped(content, group.parent)) != content:
-            group.write_text(here)
-
-
-def regrouped(content: str, folder: Path) -> str:
-    """Return the content of a group file for files that are in `folder` now."""
-    names = [Path(path).name for path in json.loads(content)["child_paths"].values()]
-    here = folder.resolve()
-    return json.dumps({"child_paths": {name: str(here / name) for name in names if (here / name).is_file()}})

@@ -32,13 +32,22 @@ DEVICE = "cpu"  # of the tensors that stand for those of a GPU
 
 @dataclass(frozen=True)
 class Pointer:
-    """A stand-in for a tensor, in a launch that is only compiled: its type, and an address aligned as its own."""
+    """A stand-in for a tensor, in a launch that is only compiled: what Triton looks at.
+
+    Args:
+        address: aligned as the tensor's.
+        extent: bytes of its storage; for AMD it counts if they are 2 GiB.
+    """
 
     dtype: torch.dtype
     address: int
+    extent: int
 
     def data_ptr(self) -> int:
         return self.address
+
+    def ptr_range(self) -> int:
+        return self.extent
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ def collecting(target: str, on_missing: Callable[[], object] = lambda: None) -> 
 
 def _stand_in(argument: Any) -> Any:
     if isinstance(argument, torch.Tensor):
-        return Pointer(argument.dtype, argument.data_ptr() % 16)
+        return Pointer(argument.dtype, argument.data_ptr() % 16, argument.untyped_storage().nbytes())
     if isinstance(argument, TensorDescriptor):
         return dataclasses.replace(argument, base=_stand_in(argument.base))
     if isinstance(argument, tuple):

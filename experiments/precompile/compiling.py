@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -49,6 +50,12 @@ class Outcome:
     def compiled(self) -> int:
         return len(self.kernels) - self.cached - len(self.faults)
 
+    def __str__(self) -> str:
+        parts = [f"{self.compiled} compiled", f"{self.cached} found in the cache"]
+        if self.faults:
+            parts.append(f"{len(self.faults)} not compiled ({self.faults[0]})")
+        return f"{len(self.kernels)} kernels, {', '.join(parts)}, in {self.seconds:.1f} s"
+
 
 def compile_ahead(target: str, compute: Callable[[], object], processes: int | None = None) -> Outcome:
     """Compile for `target` the kernels that `compute` launches, which runs on tensors without values.
@@ -71,6 +78,17 @@ def compile_ahead(target: str, compute: Callable[[], object], processes: int | N
     return Outcome(kernels, faults, time.perf_counter() - started)
 
 
+def compile_or_warn(target: str, compute: Callable[[], object]) -> None:
+    """Compile ahead, and say what was compiled; a failure is a warning, as a launch compiles what is missing."""
+    try:
+        outcome = compile_ahead(target, compute)
+    except Exception as error:  # of whatever `compute` runs
+        warnings.warn(f"kernels are compiled as they are launched, not ahead: {error}", stacklevel=2)
+        return
+    if outcome.compiled or outcome.faults:
+        print(f"compiled ahead: {outcome}", flush=True)
+
+
 def compiled(target: str, kernels: Sequence[Kernel], processes: int) -> Iterator[str]:
     """Compile kernels, the longest first; gives for each, as it is done, what is wrong with it, or "".
 
@@ -79,7 +97,9 @@ def compiled(target: str, kernels: Sequence[Kernel], processes: int) -> Iterator
     """
     left = {kernel.key: kernel for kernel in sorted(kernels, key=effort, reverse=True)}
     with _pool(target, min(processes, len(left))) as pool:
-        futures: dict[Future[str], Kernel] = {pool.submit(compile_kernel, target, kernel): kernel for kernel in left.values()}
+        futures: dict[Future[str], Kernel] = {
+            pool.submit(compile_kernel, target, kernel): kernel for kernel in left.values()
+        }
         try:
             for future in as_completed(futures):
                 fault = future.result()
@@ -149,4 +169,3 @@ def compile_kernel(target: str, kernel: Kernel) -> str:
         return "" if folders == {kernel.key} else f"{kernel.name.strip('_')}: its launch would not find it in the cache"
     except Exception as error:  # of the compiler, which has many kinds
         return f"{kernel.name.strip('_')}: {reason(error)}"
-

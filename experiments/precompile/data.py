@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from experiments.precompile.step import Batch
 from lightning_modules.data.loading import Batches
 
+LOOKED_AT = 32  # samples, as they may differ in size
 LOADERS = {  # of a data module, for each command of Lightning; True where gradients are computed
     "fit": (("train_dataloader", True), ("val_dataloader", False)),
     "validate": (("val_dataloader", False),),
@@ -25,12 +27,11 @@ def batches_of(data: pl.LightningDataModule, stage: str) -> list[Batch]:
     """Return the batches of different shapes that a command of Lightning takes from a data module that is set up."""
     found: dict[Batch, None] = {}
     for name, training in LOADERS[stage]:
-        if not is_overridden(name, data):
-            continue
-        for loader in tree_leaves(getattr(data, name)()):
-            sizes, samples = sizes_of(loader)
-            grid = image_shape(samples)
-            found |= dict.fromkeys(Batch((size, *grid), training) for size in sizes)
+        if is_overridden(name, data):
+            for loader in tree_leaves(getattr(data, name)()):
+                sizes, samples = sizes_of(loader)
+                shapes = itertools.product(sizes, shapes_of(samples))
+                found |= {Batch((size * count, *grid), training): None for size, (count, *grid) in shapes}
     return list(found)
 
 
@@ -43,7 +44,15 @@ def sizes_of(loader: DataLoader[Any]) -> tuple[set[int], Any]:
     return {min(size, count), *([rest] if rest and not loader.drop_last else [])}, loader.dataset
 
 
-def image_shape(samples: Any) -> tuple[int, ...]:
-    """Return the shape of the first image of a data set; random numbers go on as if it had not been asked for."""
+def shapes_of(samples: Any) -> set[tuple[int, ...]]:
+    """Return the shapes of the first images of a data set, [N, C, *grid]: N is 1 unless a sample is a batch of its own.
+
+    Random numbers go on as if nothing had been asked for.
+    """
+    shapes = set()
     with torch.random.fork_rng(devices=[]):
-        return tuple(samples[0][0].shape)
+        for index in range(min(len(samples), LOOKED_AT)):
+            many = samples.__getitems__([index]) if hasattr(samples, "__getitems__") else [samples[index]]
+            images = many[0][0][None] if isinstance(many, list) else many[0]
+            shapes.add(tuple(images.shape))
+    return shapes

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from experiments.precompile.archive import pack, unpack
 from experiments.precompile.cache import cache_folder
-from experiments.precompile.compiling import Outcome, compile_ahead
-from experiments.precompile.step import PRECISIONS, Batch, run_batches
+from experiments.precompile.compiling import compile_ahead
+from experiments.precompile.step import Batch, run_batches, types_of
 from experiments.precompile.target import NAMES, gpu_target
 from experiments.recipe import data_of_recipe, network_of_architecture, network_of_recipe, setting_of_recipe
 from kernels import tuning
 
 BATCH = 32
+SHOWN = 3
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"there is no GPU here: name a --target, {NAMES}")
     network, batches, precision = work_of(options)
     outcome = compile_ahead(target, computation(network, batches, precision), options.jobs)
-    print(f"{target}: {type(network).__name__}, {described(batches)}, {precision}: {summary(outcome)}")
+    print(f"{target}: {type(network).__name__}, {described(batches)}, {precision}: {outcome}")
     for fault in outcome.faults:
         print(f"not compiled: {fault}")
     print(f"cache: {cache_folder()}")
@@ -54,35 +56,38 @@ def work_of(options: argparse.Namespace) -> tuple[nn.Module, list[Batch], str]:
     Raises:
         ValueError: there is no such network or precision, or the data of a recipe are not there.
     """
-    precision = options.dtype
-    if options.config is not None:
-        network = network_of_recipe(options.config)
-        precision = precision or str(setting_of_recipe(options.config, "trainer.precision", "32-true"))
-    else:
-        network = network_of_architecture(options.architecture)
+    precision = options.dtype or "float16"
+    if options.config is not None and options.dtype is None:
+        precision = str(setting_of_recipe(options.config, "trainer.precision", "32-true"))
+    types_of(precision)
+    network, shape = network_of(options, None)
     if options.size is not None:
-        shape = (network.input_shape[0], *options.size)  # type: ignore[index]
-        if len(shape) != len(network.input_shape):  # type: ignore[arg-type]
-            raise ValueError(
-                f"--size takes {len(network.input_shape) - 1} extents for {type(network).__name__}, got {len(options.size)}"
-            )
-        if options.config is not None:
-            network = network_of_recipe(options.config, shape)
-        else:
-            network = network_of_architecture(options.architecture, shape)
-    precision = precision or "float16"
-    if precision not in PRECISIONS:
-        raise ValueError(f"--dtype must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if options.config is not None and options.batch is None and options.size is None:
-        from experiments.precompile.data import batches_of
+        if len(options.size) != len(shape) - 1:
+            raise ValueError(f"--size takes {len(shape) - 1} extents for {type(network).__name__}, got {options.size}")
+        network, _ = network_of(options, (shape[0], *options.size))
+        shape = (shape[0], *options.size)
+    if options.config is None or options.batch is not None:
+        whole = (options.batch or BATCH, *shape)
+        return network, [Batch(whole, training=True), Batch(whole, training=False)], precision
+    from experiments.precompile.data import batches_of
 
-        data = data_of_recipe(options.config)
-        data.prepare_data()
-        data.setup("fit")
-        return network, batches_of(data, "fit"), precision
-    shape = shape if options.size is not None else tuple(network.input_shape)  # type: ignore[arg-type]
-    whole = (options.batch or BATCH, *shape)
-    return network, [Batch(whole, True), Batch(whole, False)], precision
+    data = data_of_recipe(options.config)
+    data.prepare_data()
+    data.setup("fit")
+    batches = batches_of(data, "fit")
+    if options.size is not None:
+        batches = list(dict.fromkeys(Batch((batch.shape[0], *shape), batch.training) for batch in batches))
+    return network, batches, precision
+
+
+def network_of(options: argparse.Namespace, shape: tuple[int, ...] | None) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return the network that is asked for, made for images of `shape` or its own, and the shape of its images."""
+    network: Any
+    if options.config is not None:
+        network = network_of_recipe(options.config, shape)
+    else:
+        network = network_of_architecture(options.architecture, shape)
+    return network, tuple(network.input_shape)
 
 
 def computation(network: nn.Module, batches: Sequence[Batch], precision: str) -> Callable[[], None]:
@@ -99,18 +104,11 @@ def computation(network: nn.Module, batches: Sequence[Batch], precision: str) ->
 
 
 def described(batches: Sequence[Batch]) -> str:
-    """Return batches in words: the shape of an image, and the numbers of images in training and evaluation."""
-    grid = "x".join(map(str, batches[0].shape[1:]))
-    sizes = {
-        word: ", ".join(str(batch.shape[0]) for batch in batches if batch.training is training)
-        for word, training in (("training", True), ("evaluation", False))
-    }
-    return f"{grid}, batches of " + " and ".join(f"{size} ({word})" for word, size in sizes.items() if size)
-
-
-def summary(outcome: Outcome) -> str:
-    """Return an outcome in words."""
-    parts = [f"{outcome.compiled} compiled", f"{outcome.cached} found in the cache"]
-    if outcome.faults:
-        parts.append(f"{len(outcome.faults)} not compiled")
-    return f"{len(outcome.kernels)} kernels, {', '.join(parts)}, in {outcome.seconds:.1f} s"
+    """Return batches in words: their shapes, of many the first three, in training and in evaluation."""
+    parts = []
+    for word in ("training", "evaluation"):
+        shapes = ["x".join(map(str, batch.shape)) for batch in batches if batch.training == (word == "training")]
+        more = f" and {len(shapes) - SHOWN} more" if len(shapes) > SHOWN else ""
+        if shapes:
+            parts.append(f"{word} on {', '.join(shapes[:SHOWN])}{more}")
+    return ", ".join(parts)

@@ -26,6 +26,17 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
 }  # fmt: skip
 
 
+def types_of(precision: str) -> tuple[torch.dtype, torch.dtype | None]:
+    """Return the type of the weights, and that of autocast or None.
+
+    Raises:
+        ValueError: for a precision that is not known.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"the precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    return PRECISIONS[precision]
+
+
 class Batch(NamedTuple):
     """Images that a network is given: [N, C, *grid], to train it or to evaluate it."""
 
@@ -42,9 +53,7 @@ def run_batches(network: nn.Module, batches: Iterable[Batch], precision: str) ->
     Raises:
         ValueError: for a precision that is not known.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"--dtype must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    dtype, autocast = PRECISIONS[precision]
+    dtype, autocast = types_of(precision)
     with torch.random.fork_rng(devices=[]), kernels.use_backend("triton"):
         model = without_values(network, dtype)
         for shape, training in batches:

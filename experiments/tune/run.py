@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments.convolutions import ARCHITECTURES, convolutions_of
 from experiments.interruption import interrupted_once
+from experiments.progress import progress
 from experiments.tune.compare import compare
 from experiments.tune.compiling import Compilers
 from experiments.tune.search import NotTuned, estimated_choice, measured_choice
@@ -207,9 +207,3 @@ class Tuner:
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
-
-
-def progress() -> Progress:
-    """A bar on stderr, which goes when all is done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -6,21 +6,17 @@ CONVNETS_GPU_TARGET names a GPU that is not here, as "sm_90", to compile for one
 from __future__ import annotations
 
 import os
-import zlib
-from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import Any
-from unittest import mock
 
 from experiments.gpu.step import REHEARSAL, TARGET, cores, earlier, reason, record
 
 os.environ.pop("TRITON_INTERPRET", None)
 
-from experiments.gpu.stub import stubbed  # noqa: E402
 from experiments.inspection.reports import Operation  # noqa: E402
 from experiments.inspection.work import Job, inspect  # noqa: E402
+from experiments.precompile.compiling import Outcome, compile_ahead  # noqa: E402
+from experiments.precompile.step import Batch, run_batches  # noqa: E402
 from kernels.problem import OPERATIONS  # noqa: E402
 
 
@@ -84,63 +80,21 @@ def inspected_or_fault(job: Job) -> Operation | str:
         return str(error)
 
 
-def specialisation(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> str:
-    """Return what Triton compiles a kernel anew for: types, integers that are 1 or multiples of 16, constants."""
+def compile_training(target: str) -> Outcome:
+    """Compile what training steps launch."""
+    from experiments.gpu.steps.training import BATCHES, DTYPE, SIDE, network
 
-    def kind(value: Any) -> object:
-        if isinstance(value, tuple):
-            return tuple(map(kind, value))
-        if isinstance(value, int):
-            return value if value == 1 else value % 16 == 0
-        return getattr(value, "dtype", value is None)
-
-    return repr((kernel.fn.__name__, kind(arguments), sorted(constants.items(), key=lambda item: item[0])))
-
-
-@contextmanager
-def compiling_share(target: str, share: int, shares: int) -> Iterator[list[str]]:
-    """Compile a share of what is launched, for `target`, and launch nothing; gives what that is, each kernel once.
-
-    With each kernel its launcher is built, which before Triton 3.7 is a run of gcc for each signature.
-    """
-    from kernels import backend
-
-    compiled: list[str] = []
-    with stubbed(target):
-
-        def compile_or_skip(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-            key = specialisation(kernel, arguments, constants)
-            if 0 not in grid and zlib.crc32(key.encode()) % shares == share and key not in compiled:
-                compiled.append(key)
-                kernel.warmup(*arguments, grid=grid, **backend.OPTIONS | constants)._init_handles()
-
-        with mock.patch.object(backend, "launch", compile_or_skip):
-            yield compiled
-
-
-def compile_training(target: str, batch: int, share: int, shares: int) -> int:
-    """Compile a share of the kernels of a training step on CPU tensors that hold nothing; return their number."""
-    import torch
-
-    import kernels
-    from experiments.gpu.steps.training import network, prepared, step_of
-
-    torch.set_num_threads(1)
-    with compiling_share(target, share, shares) as compiled, kernels.use_backend("triton"):
-        step_of(prepared(network(), "cpu"), batch, "cpu")()
-    return len(compiled)
+    batches = [Batch((batch, 3, SIDE, SIDE), training=True) for batch in BATCHES]
+    return compile_ahead(target, lambda: run_batches(network(), batches, str(DTYPE).removeprefix("torch.")))
 
 
 def main() -> int:
-    from experiments.gpu.steps.training import BATCHES
-
-    name, shares = target(), cores()
-    work = [(name, batch, share, shares) for batch in BATCHES for share in range(shares)]
+    name = target()
     try:
-        with ProcessPoolExecutor(shares, get_context("spawn")) as pool:
+        with ProcessPoolExecutor(cores(), get_context("spawn")) as pool:
             estimate_layers(name, pool)
-            kernels = sum(pool.map(compile_training, *zip(*work, strict=True)))
-        record(what="training", target=name, kernels=kernels, fault="")
+        outcome = compile_training(name)
+        record(what="training", target=name, kernels=len(outcome.kernels), fault="; ".join(outcome.faults[:1]))
     except Exception as error:  # of the compiler, or a process that ended: later steps then compile by themselves
         record(what="training", target=name, kernels=0, fault=reason(error))
     return 0
