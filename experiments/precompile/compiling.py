@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from multiprocessing import forkserver, get_context
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 from triton.runtime import driver
@@ -97,9 +101,8 @@ def compiled(target: str, kernels: Sequence[Kernel], processes: int) -> Iterator
     """
     left = {kernel.key: kernel for kernel in sorted(kernels, key=effort, reverse=True)}
     with _pool(target, min(processes, len(left))) as pool:
-        futures: dict[Future[str], Kernel] = {
-            pool.submit(compile_kernel, target, kernel): kernel for kernel in left.values()
-        }
+        with _main_left_out():
+            futures = {pool.submit(compile_kernel, target, kernel): kernel for kernel in left.values()}
         try:
             for future in as_completed(futures):
                 fault = future.result()
@@ -109,8 +112,9 @@ def compiled(target: str, kernels: Sequence[Kernel], processes: int) -> Iterator
             pass
         finally:
             pool.shutdown(cancel_futures=True)
-    with ThreadPoolExecutor(processes) as threads:
-        yield from threads.map(lambda kernel: _alone(target, kernel), left.values())
+    with _main_left_out(), ThreadPoolExecutor(processes) as threads:
+        faults = list(threads.map(lambda kernel: _alone(target, kernel), left.values()))
+    yield from faults
 
 
 def _alone(target: str, kernel: Kernel) -> str:
@@ -119,6 +123,13 @@ def _alone(target: str, kernel: Kernel) -> str:
             return pool.submit(compile_kernel, target, kernel).result()
         except BrokenProcessPool:
             return f"{kernel.name.strip('_')}: crashes the compiler"
+
+
+@contextmanager
+def _main_left_out() -> Iterator[None]:
+    """Start processes inside a `with` block that do not import the main module: it may be a script that trains."""
+    with mock.patch.dict(sys.modules, {"__main__": ModuleType("__main__")}):
+        yield
 
 
 def effort(kernel: Kernel) -> int:
