@@ -27,7 +27,7 @@ from triton.runtime.cache import triton_key
 import kernels
 from experiments.files import replacing
 from experiments.precompile.cache import cache_folder, libraries_of
-from experiments.precompile.relocation import regrouped
+from experiments.precompile.relocation import regroup
 from experiments.precompile.target import builds_launchers, gpu_target
 
 MANIFEST = "manifest.json"
@@ -182,5 +182,5 @@ def _install(folder: Path, place: Path) -> None:
     files = sorted(folder.iterdir(), key=lambda file: file.name.startswith("__grp__"))
     for file in files:
         if file.name.startswith("__grp__"):
-            file.write_text(regrouped(file.read_text(), place))
+            file.write_text(regroup(file.read_text(), place))
         os.replace(file, place / file.name)

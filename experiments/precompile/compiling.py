@@ -76,7 +76,7 @@ def compile_ahead(target: str, compute: Callable[[], object], processes: int | N
     if missing:
         with progress() as bar:
             line = bar.add_task(f"compiling for {target}", total=len(missing))
-            for fault in compiled(target, missing, processes or cores()):
+            for fault in compile_each(target, missing, processes or cores()):
                 faults += filter(None, [fault])
                 bar.advance(line)
     return Outcome(kernels, faults, time.perf_counter() - started)
@@ -93,7 +93,7 @@ def compile_or_warn(target: str, compute: Callable[[], object]) -> None:
         print(f"compiled ahead: {outcome}", flush=True)
 
 
-def compiled(target: str, kernels: Sequence[Kernel], processes: int) -> Iterator[str]:
+def compile_each(target: str, kernels: Sequence[Kernel], processes: int) -> Iterator[str]:
     """Compile kernels, the longest first; gives for each, as it is done, what is wrong with it, or "".
 
     A crash of the compiler ends its process, and with it the pool. What is left is then done by a process for each
@@ -101,7 +101,7 @@ def compiled(target: str, kernels: Sequence[Kernel], processes: int) -> Iterator
     """
     left = {kernel.key: kernel for kernel in sorted(kernels, key=effort, reverse=True)}
     with _pool(target, min(processes, len(left))) as pool:
-        with _main_left_out():
+        with _leaving_main_out():
             futures = {pool.submit(compile_kernel, target, kernel): kernel for kernel in left.values()}
         try:
             for future in as_completed(futures):
@@ -112,7 +112,7 @@ def compiled(target: str, kernels: Sequence[Kernel], processes: int) -> Iterator
             pass
         finally:
             pool.shutdown(cancel_futures=True)
-    with _main_left_out(), ThreadPoolExecutor(processes) as threads:
+    with _leaving_main_out(), ThreadPoolExecutor(processes) as threads:
         faults = list(threads.map(lambda kernel: _alone(target, kernel), left.values()))
     yield from faults
 
@@ -126,7 +126,7 @@ def _alone(target: str, kernel: Kernel) -> str:
 
 
 @contextmanager
-def _main_left_out() -> Iterator[None]:
+def _leaving_main_out() -> Iterator[None]:
     """Start processes inside a `with` block that do not import the main module: it may be a script that trains."""
     with mock.patch.dict(sys.modules, {"__main__": ModuleType("__main__")}):
         yield

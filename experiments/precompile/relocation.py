@@ -10,11 +10,11 @@ def relocate(cache: Path) -> None:
     """Have the groups of a cache name their files where they are now, and only those that are there."""
     for group in cache.glob("*/__grp__*"):
         content = group.read_text()
-        if (here := regrouped(content, group.parent)) != content:
+        if (here := regroup(content, group.parent)) != content:
             group.write_text(here)
 
 
-def regrouped(content: str, folder: Path) -> str:
+def regroup(content: str, folder: Path) -> str:
     """Return the content of a group file for files that are in `folder` now."""
     names = [Path(path).name for path in json.loads(content)["child_paths"].values()]
     here = folder.resolve()

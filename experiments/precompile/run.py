@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"there is no GPU here: name a --target, {NAMES}")
     network, batches, precision = work_of(options)
     outcome = compile_ahead(target, computation(network, batches, precision), options.jobs)
-    print(f"{target}: {type(network).__name__}, {described(batches)}, {precision}: {outcome}")
+    print(f"{target}: {type(network).__name__}, {describe(batches)}, {precision}: {outcome}")
     for fault in outcome.faults:
         print(f"not compiled: {fault}")
     print(f"cache: {cache_folder()}")
@@ -98,12 +98,12 @@ def computation(network: nn.Module, batches: Sequence[Batch], precision: str) ->
             run_batches(network, batches, precision)
         except RuntimeError as error:  # of an operation whose arguments do not fit
             first, *_ = str(error).splitlines() or [""]
-            raise ValueError(f"{type(network).__name__} does not run on {described(batches)}: {first}") from error
+            raise ValueError(f"{type(network).__name__} does not run on {describe(batches)}: {first}") from error
 
     return compute
 
 
-def described(batches: Sequence[Batch]) -> str:
+def describe(batches: Sequence[Batch]) -> str:
     """Return batches in words: their shapes, of many the first three, in training and in evaluation."""
     parts = []
     for word in ("training", "evaluation"):
