@@ -1,4 +1,4 @@
-"""`convnets precompile --archive` and `--from`: carried, refused where it does not fit, safe, and whole or not at all."""
+"""`convnets precompile --archive` and `--from`: carried, refused where it does not fit, and whole or not at all."""
 
 import io
 import json
