@@ -371,6 +371,7 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     if not torch._C._is_any_autocast_enabled():
         return tensors
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
+    device = "cuda" if device == "meta" else device  # a meta tensor stands for one on a GPU
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)

@@ -24,7 +24,6 @@ from experiments.bench.revisions import ROOT, Worker, checked_out, described, re
 from experiments.closeness import Closeness
 from experiments.convolutions import ARCHITECTURES, convolutions_of
 from experiments.interruption import termination_interrupts
-from experiments.precompile.collect import DEVICE
 from experiments.precompile.compiling import compile_or_warn
 from experiments.progress import progress
 from kernels import tuning
@@ -117,8 +116,7 @@ def compile_tasks(tasks: Sequence[Task], target: str) -> None:
     def compute() -> None:
         for task in tasks:
             problem = task.layer.problem
-            x, weight, dy = (torch.empty_like(tensor, device=DEVICE) for tensor in problem.tensors("meta"))
-            call_of("triton", problem, task.operation, x, weight, dy)()
+            call_of("triton", problem, task.operation, *problem.tensors("meta"))()
 
     compile_or_warn(target, compute)
 

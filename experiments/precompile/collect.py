@@ -1,7 +1,7 @@
 """Find the kernels that a computation launches, while nothing is compiled and nothing runs.
 
     with collecting("sm_90") as kernels:
-        network(images)  # CPU tensors stand for those of a GPU, their values are not computed
+        network(images)  # on the device "meta": tensors without memory
     print([kernel.name for kernel in kernels.values() if not kernel.is_cached])
 
 Each launch goes the way of a real one, through Triton's binder, up to the cache: two launches are of one kernel if
@@ -24,10 +24,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from experiments.precompile.cache import Located, cache_folder, has_libraries, locating
 from experiments.precompile.target import builds_launchers, gpu_target
-from kernels import backend, tuning
+from kernels import backend, plan, tuning
 from kernels.inspect import OfflineDriver
-
-DEVICE = "cpu"  # of the tensors that stand for those of a GPU
+from kernels.ops.registry import launching_on_meta
 
 
 @dataclass(frozen=True)
@@ -109,6 +108,8 @@ def collecting(target: str, on_missing: Callable[[], object] = lambda: None) -> 
         mock.patch.object(backend, "launch", collect),
         mock.patch.object(backend, "_device_uses_triton", lambda choice, device: choice != "torch"),
         mock.patch.object(tuning, "target", lambda device=None: target),
+        plan.apart(object()),
+        launching_on_meta(),
         locating(),
     ):
         yield found

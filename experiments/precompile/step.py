@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import kernels
-from experiments.precompile.collect import DEVICE
 from kernels.shape import FORMATS
 
 # Types of the weights and of autocast, by their own names and by those that Lightning has for them.
@@ -58,28 +57,33 @@ def run_batches(network: nn.Module, batches: Iterable[Batch], precision: str) ->
         model = without_values(network, dtype)
         for shape, training in batches:
             model.train(training)
-            images = torch.empty(shape, dtype=dtype, device=DEVICE)
-            with (
-                torch.set_grad_enabled(training),
-                torch.autocast(DEVICE, autocast) if autocast is not None else nullcontext(),
-            ):
+            images = torch.empty(shape, dtype=dtype, device="meta")
+            with torch.set_grad_enabled(training), autocasting(autocast):
                 outputs = model(images)
             trained = [each for each in tree_leaves(outputs) if isinstance(each, Tensor) and each.requires_grad]
             if trained:
                 torch.autograd.backward(trained, [torch.empty_like(each) for each in trained])
 
 
-def without_values(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy of a network whose floating-point tensors have no values, its weights laid out as for training.
+@contextmanager
+def autocasting(dtype: torch.dtype | None) -> Iterator[None]:
+    """Have layers cast as torch.autocast on a GPU has them, which torch itself turns off where there is none."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", dtype is not None)
+    torch.set_autocast_dtype("cuda", dtype or before[1])
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", before[0])
+        torch.set_autocast_dtype("cuda", before[1])
 
-    Integers are kept, as they may be indices.
-    """
+
+def without_values(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of a network whose tensors have no values, its weights laid out as for training."""
     memo: dict[int, Any] = {}
     for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.is_floating_point():
-            layout = FORMATS.get(tensor.dim(), torch.contiguous_format)
-            alike = torch.empty_like(tensor, dtype=dtype, device=DEVICE, requires_grad=False, memory_format=layout)
-        else:
-            alike = tensor.detach().clone().to(DEVICE)
-        memo[id(tensor)] = nn.Parameter(alike, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else alike
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        layout = FORMATS.get(tensor.dim(), torch.contiguous_format)
+        empty = torch.empty_like(tensor, dtype=kind, device="meta", requires_grad=False, memory_format=layout)
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(network, memo)
