@@ -133,6 +133,19 @@ def explain(device: torch.device | str) -> str:
     return f"backend: triton, {how}, on {kind} ({chosen})"
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the type that an enclosing torch.autocast asks for on the device of x; None without one.
+
+    A meta tensor stands for one on a GPU.
+    """
+    if not torch._C._is_any_autocast_enabled():
+        return None
+    device = "cuda" if x.is_meta else x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def device_function(function: Any) -> Any:
     """triton.jit for a function that kernels call.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from kernels.backend import autocast_dtype
 from kernels.shape import AXES, Window, remembered, shape_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -368,13 +369,9 @@ def check_pool_size(op: str, pool_size: int, name: str = "pool_size") -> int:
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in the type that an enclosing torch.autocast asks for, as torch's own convolution casts them."""
-    if not torch._C._is_any_autocast_enabled():
+    dtype = autocast_dtype(tensors[0]) if isinstance(tensors[0], Tensor) else None
+    if dtype is None:
         return tensors
-    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    device = "cuda" if device == "meta" else device  # a meta tensor stands for one on a GPU
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
     castable = (torch.float16, torch.bfloat16, torch.float32)
     return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in castable else t for t in tensors)
 

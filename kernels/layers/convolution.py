@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import functional
+from kernels.backend import autocast_dtype
 from kernels.checks import POOLING_ARGUMENTS, IntOrTuple, check_activation, check_int, make_window, per_axis
 from kernels.functional.connectivity import check_table, connect
 from kernels.layers.pooling import CrossChannelMaxPool
@@ -126,9 +127,8 @@ def fuses_residual(residual: Any, shape: tuple[int, ...], dtype: torch.dtype) ->
 
 def output_dtype(input: Tensor) -> torch.dtype:
     """Of a convolution or a product, which autocast casts."""
-    device = input.device.type
-    casts = torch.is_autocast_enabled(device) and input.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if casts else input.dtype
+    dtype = autocast_dtype(input)
+    return input.dtype if dtype is None or input.dtype == torch.float64 else dtype
 
 
 def max_pool_arguments(pool: nn.Module) -> dict[str, Any]:
