@@ -9,12 +9,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from multiprocessing import forkserver, get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +29,7 @@ from experiments.precompile.collect import Kernel, collecting
 from experiments.precompile.target import builds_launchers, compiling_driver
 from experiments.progress import progress
 
+_CONTEXT = get_context("forkserver")  # this process is not forked: it may hold a GPU, and have threads
 _shared_libraries: list[str] = []  # of all kernels, in a process that builds launchers
 
 
@@ -96,33 +97,47 @@ def compile_or_warn(target: str, compute: Callable[[], object]) -> None:
 def compile_each(target: str, kernels: Sequence[Kernel], processes: int) -> Iterator[str]:
     """Compile kernels, the longest first; gives for each, as it is done, what is wrong with it, or "".
 
-    A crash of the compiler ends its process, and with it the pool. What is left is then done by a process for each
-    kernel, so that a crash is known to be that kernel's.
+    A crash of the compiler ends a process, which another takes the place of.
     """
-    left = {kernel.key: kernel for kernel in sorted(kernels, key=effort, reverse=True)}
-    with _pool(target, min(processes, len(left))) as pool:
+    left = sorted(kernels, key=effort)
+    workers: list[BaseProcess] = []
+    at_work: dict[Any, Kernel] = {}
+
+    def give(connection: Connection) -> None:
+        at_work[connection] = left.pop()
+        with suppress(OSError):  # it has ended already, and its end is seen below
+            connection.send(at_work[connection])
+
+    def start() -> None:
+        ours, theirs = _CONTEXT.Pipe()
         with _leaving_main_out():
-            futures = {pool.submit(compile_kernel, target, kernel): kernel for kernel in left.values()}
-        try:
-            for future in as_completed(futures):
-                fault = future.result()
-                del left[futures[future].key]
+            workers.append(_CONTEXT.Process(target=_work, args=(target, theirs), daemon=True))
+            workers[-1].start()
+        theirs.close()
+        give(ours)
+
+    try:
+        _start_server()
+        for _ in range(min(processes, len(left))):
+            start()
+        while at_work:
+            ready: list[Any] = wait(list(at_work))
+            for connection in ready:
+                kernel = at_work.pop(connection)
+                try:
+                    fault = connection.recv()
+                except (EOFError, OSError):
+                    fault = f"{kernel.name.strip('_')}: crashes the compiler"
+                    if left:
+                        start()
+                else:
+                    if left:
+                        give(connection)
                 yield fault
-        except BrokenProcessPool:
-            pass
-        finally:
-            pool.shutdown(cancel_futures=True)
-    with _leaving_main_out(), ThreadPoolExecutor(processes) as threads:
-        faults = list(threads.map(lambda kernel: _alone(target, kernel), left.values()))
-    yield from faults
-
-
-def _alone(target: str, kernel: Kernel) -> str:
-    with _pool(target, 1) as pool:
-        try:
-            return pool.submit(compile_kernel, target, kernel).result()
-        except BrokenProcessPool:
-            return f"{kernel.name.strip('_')}: crashes the compiler"
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
 
 
 @contextmanager
@@ -141,7 +156,7 @@ def effort(kernel: Kernel) -> int:
 
 def _start_server() -> None:
     """Start the process that others are forked from, once; until it has imported everything, this one can go on."""
-    get_context("forkserver").set_forkserver_preload(["experiments.precompile.preload"])
+    _CONTEXT.set_forkserver_preload(["experiments.precompile.preload"])
     interpret = os.environ.pop("TRITON_INTERPRET", None)  # such a process would compile nothing
     try:
         forkserver.ensure_running()
@@ -150,10 +165,12 @@ def _start_server() -> None:
             os.environ["TRITON_INTERPRET"] = interpret
 
 
-def _pool(target: str, processes: int) -> ProcessPoolExecutor:
-    """Return processes that compile. They are not forked from here, where threads run and a GPU may be held."""
-    _start_server()
-    return ProcessPoolExecutor(processes, get_context("forkserver"), _prepare, (target,))
+def _work(target: str, connection: Connection) -> None:
+    """Compile the kernels that come, and answer what is wrong with each, until no more can come."""
+    _prepare(target)
+    with suppress(EOFError):
+        while True:
+            connection.send(compile_kernel(target, connection.recv()))
 
 
 def _prepare(target: str) -> None:
