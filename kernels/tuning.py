@@ -7,6 +7,7 @@ once, it does not look up again.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from kernels.heuristics import INTERPRETED_BLOCK, INTERPRETER
 from kernels.targets import TARGETS
 from kernels.tile import Product, Tile, block
 
+NEAR = 8  # times more or fewer positions that a record may have: images of another size, and four times as many
 SUM_BLOCK = 1024  # elements that a program of the weight gradient's second pass adds up
 
 
@@ -56,8 +58,18 @@ def _chosen(
     if target == INTERPRETER:
         return heuristics.choose(target, product)
     typical = heuristics.typical(product, batch)
-    record = records.get(typical.problem_class)
-    return heuristics.split(target, product, record.tile if record is not None else heuristics.choose(target, typical))
+    tile = _recorded_near(target, typical) or heuristics.choose(target, typical)
+    return heuristics.split(target, product, tile)
+
+
+def _recorded_near(target: str, typical: Product) -> Tile | None:
+    """Return the tile that was tuned for the same product with the nearest number of positions, if it is near."""
+    same = [
+        record for record in _recorded(target).values() if record.product.with_positions(0) == typical.with_positions(0)
+    ]
+    distance = lambda record: abs(math.log(max(1, record.product.positions) / typical.positions))  # noqa: E731
+    nearest = min(same, key=distance, default=None)
+    return nearest.tile if nearest is not None and distance(nearest) <= math.log(NEAR) else None
 
 
 @functools.cache

@@ -48,6 +48,23 @@ def test_direct_launches_are_those_of_triton():
     assert set(compared) == set(KERNELS) and min(compared.values()) >= 2
 
 
+def test_another_batch_needs_no_other_kernel_and_another_size_few():
+    """A size has its own global average pooling; what widens a window over elements asks if 16 divides their number."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.kernels.specialisations"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    pooling = ["_pool_gradient_kernel", "_pool_kernel"]
+    over_elements = ["_forward_kernel", *pooling, "_weight_gradient_kernel"]
+    for name, found in json.loads(result.stdout).items():
+        first = found.pop("first")
+        assert len(first) > 20 and first.count("_forward_kernel") > 5, name
+        for shape, others in found.items():
+            batch, _, side, _ = map(int, shape.split("x"))
+            expected = [] if batch != 32 else over_elements if side % 16 else pooling
+            assert others == expected, f"{name}, {shape}"
+
+
 @pytest.fixture
 def made(monkeypatch):
     """Calls of a function that plans nothing."""

@@ -72,7 +72,8 @@ def test_a_record_holds_for_its_class_and_is_preferred(monkeypatch, tmp_path):
     monkeypatch.setattr(tuning, "target", lambda device=None: "sm_12")
     of_depth = lambda depth: tuning.tile("weight_gradient", torch.float16, 64, 32, depth, 9)  # noqa: E731
     assert of_depth(1100) == of_depth(1024) == of_depth(1279) == tile
-    assert tile not in (of_depth(1023), of_depth(1280))
+    near, far = of_depth(1280), of_depth(64 * 1100)
+    assert replace(near, splits=tile.splits) == tile != replace(far, splits=tile.splits)
 
 
 def test_tiles_are_for_the_device_of_the_tensors_not_the_current_one(monkeypatch):
@@ -161,8 +162,9 @@ def test_splits_follow_the_positions():
     assert heuristics.split("sm_90", product.with_positions(1), tile).splits > 1  # shares of nothing are zeros
 
 
-def test_a_record_of_typical_positions_holds_for_other_batches(monkeypatch, tmp_path):
-    product, tile = Product("forward", "float16", 32 * 784, 128, 128, 9), Tile(64, 32, 32, 4, 3)
+@pytest.mark.parametrize("tuned", [32, 128])
+def test_a_record_holds_for_other_batches(tuned, monkeypatch, tmp_path):
+    product, tile = Product("forward", "float16", tuned * 784, 128, 128, 9), Tile(64, 32, 32, 4, 3)
     monkeypatch.setattr(table, "TUNED", tmp_path)
     table.write(tmp_path / "sm_13.json", "sm_13", [table.Record("", product, tile, {"kind": "estimate"})])
     monkeypatch.setattr(tuning, "target", lambda device=None: "sm_13")
