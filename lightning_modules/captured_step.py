@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightning_modules.cuda_graph import OPTION, Graph, Results, capture, copies, difference, restore
@@ -31,7 +32,8 @@ class CapturedLoss:
     """The `compute` of a module as two CUDA graphs, of the forward and of the backward pass.
 
     Like `compute` it can be differentiated, once. It captures the first batch, and a larger one that comes later.
-    Batches of other shapes run uncaptured, and so does everything without gradients.
+    Batches of other shapes run uncaptured, and so does everything without gradients. A number that Python changes
+    later, such as a dropout rate, stays in a graph as it was.
 
     Args:
         module: a graph is captured again where its weights have moved in memory.
@@ -88,9 +90,12 @@ class CapturedLoss:
     def _constants_now(self) -> list[object]:
         """Return what a graph holds for good, besides shapes."""
         tensors = (*self._parameters.values(), *self._buffers.values())
-        return [(each.data_ptr(), each.requires_grad) for each in tensors] + [each.training for each in self._modules]
+        constants: list[object] = [(each.data_ptr(), each.requires_grad) for each in tensors]
+        constants += [each.training for each in self._modules]
+        return constants + [bool(each._backward_hooks) for each in self._parameters.values()]
 
     def _capture(self, inputs: Sequence[Tensor]) -> None:
+        check_hooks(self._parameters)
         self._inputs = copies(inputs)
         self._constants = self._constants_now()
         self._trained = {name: each for name, each in self._parameters.items() if each.requires_grad}
@@ -189,13 +194,21 @@ class CapturedUpdate:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, graph: type[Graph] = Graph) -> None:
-        functools.update_wrapper(self, optimizer.step)  # a schedule looks for the mark that it has left there
         self.replays = 0
         self.uncaptured = optimizer.step
         self._optimizer = optimizer
         self._graph = graph
         self._constants: Any = None
         self._captured: Graph | None = None
+
+    def as_method(self) -> types.MethodType:
+        """Return this as a method of the optimizer: a schedule that comes later wraps its function."""
+
+        @functools.wraps(self.uncaptured)
+        def step(optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+            return self(closure)
+
+        return types.MethodType(step, self._optimizer)
 
     @staticmethod
     def can_capture(optimizer: torch.optim.Optimizer) -> bool:
@@ -283,9 +296,7 @@ class CaptureSteps(pl.Callback):
             raise ValueError(f"{OPTION} needs --trainer.devices 1 and no strategy, got {type(strategy).__name__}")
         if not isinstance(pl_module, NetworkModule):
             raise ValueError(f"{OPTION} needs a NetworkModule, got {type(pl_module).__name__}")
-        for name, parameter in pl_module.named_parameters():
-            if parameter._backward_hooks:
-                raise ValueError(f"{OPTION} needs parameters without hooks, got one on {name}")
+        check_hooks(dict(pl_module.named_parameters()))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, NetworkModule)
@@ -296,7 +307,7 @@ class CaptureSteps(pl.Callback):
         has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
         if CapturedUpdate.can_capture(optimizer) and not has_scaler:
             self.update = CapturedUpdate(optimizer, self.graph)
-            vars(optimizer)["step"] = self.update
+            vars(optimizer)["step"] = self.update.as_method()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         vars(pl_module).pop("compute", None)
@@ -305,6 +316,17 @@ class CaptureSteps(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.on_train_end(trainer, pl_module)
+
+
+def check_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Refuse hooks on gradients, which would run in the graph and once more after its replay.
+
+    Raises:
+        ValueError: a parameter has one.
+    """
+    for name, parameter in parameters.items():
+        if parameter._backward_hooks:
+            raise ValueError(f"{OPTION} needs parameters without hooks, got one on {name}")
 
 
 def host_draws(device: torch.device) -> list[object]:

@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import ExponentialLR
@@ -101,8 +102,19 @@ def test_outputs_stay_and_casts_do_not():
 
 def test_nothing_is_left_in_module_and_optimizer(tmp_path):
     module = MODULES["classifier"][0](optimizer=MOMENTUM)
-    trainer = fit(tmp_path, module, LABELS, [CaptureSteps(Rerun)], max_epochs=1)
-    assert "compute" not in vars(module) and not isinstance(trainer.optimizers[0].step, CapturedUpdate)
+    capture = CaptureSteps(Rerun)
+    trainer = fit(tmp_path, module, LABELS, [capture], max_epochs=1)
+    assert "compute" not in vars(module) and trainer.optimizers[0].step == capture.update.uncaptured
+
+
+def test_a_schedule_may_come_during_training(tmp_path, graph):
+    """As weight averaging has one, which wraps the optimizer's step."""
+    averaging = partial(StochasticWeightAveraging, 0.01, swa_epoch_start=1, annealing_epochs=1)
+    options = {"max_epochs": 3}
+    end, logged, _ = run(tmp_path, None, callbacks=[averaging()], **options, on_gpu=graph is Graph)
+    again, same_logged, capture = run(tmp_path, graph, callbacks=[averaging()], **options)
+    assert same(again["state_dict"], end["state_dict"]) and same_logged == logged
+    assert capture.update.replays > 3
 
 
 def test_updates_that_a_graph_can_hold():

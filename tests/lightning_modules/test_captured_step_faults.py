@@ -173,3 +173,20 @@ def test_what_cannot_be_captured_is_refused(tmp_path):
     trainer = pl.Trainer(accelerator="cpu", devices=2, strategy=DDPStrategy(), logger=False)
     with pytest.raises(ValueError, match="needs --trainer.devices 1 and no strategy, got DDPStrategy$"):
         CaptureSteps(Rerun).setup(trainer, module, "fit")
+
+
+class Hooks(pl.Callback):
+    """Halves a gradient from an epoch on."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:
+            pl_module.network.norm.weight.register_hook(lambda gradient: gradient / 2)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_hooks_that_come_later_are_refused(tmp_path, graph, epoch):
+    with pytest.raises(ValueError, match="needs parameters without hooks, got one on network.norm.weight$"):
+        run(tmp_path, graph, callbacks=[Hooks(epoch)])
