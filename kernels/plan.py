@@ -10,6 +10,7 @@ Triton's `kernel[grid](...)` would call in the end, without binding, specialisin
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -28,7 +29,8 @@ Plan = TypeVar("Plan")
 Buffer = Callable[[], Tensor]
 
 _plans: dict[tuple[object, ...], Any] = {}
-_reasons: tuple[object, ...] = ()
+_reasons: tuple[object, ...] = (None,)  # another tuple after each change; the empty one would be the same
+_changing = threading.Lock()
 
 if backend.AVAILABLE:
     from triton import knobs
@@ -67,12 +69,14 @@ def apart(reason: object) -> Iterator[None]:
     For what decides about launches beside their arguments: a forced block, another target, another door.
     """
     global _reasons
-    previous = _reasons
-    _reasons = (*previous, reason)
+    with _changing:
+        _reasons = (*_reasons, reason)
     try:
         yield
     finally:
-        _reasons = previous
+        with _changing:  # which other threads may have changed meanwhile
+            last = len(_reasons) - 1 - _reasons[::-1].index(reason)
+            _reasons = (*_reasons[:last], *_reasons[last + 1 :])
 
 
 def reasons() -> tuple[object, ...]:

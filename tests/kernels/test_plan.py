@@ -124,6 +124,29 @@ def test_plans_are_kept_apart_by_reasons(made):
     assert made(x) is usual
 
 
+def test_reasons_of_threads_that_overlap_all_end():
+    before = plan.reasons()
+    one, other = plan.apart("reason"), plan.apart("other")
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert plan.reasons() == (*before, "other")
+    other.__exit__(None, None, None)
+    assert plan.reasons() == before
+
+
+def test_what_another_thread_had_decided_is_not_remembered():
+    """Its block begins and ends while a plan is made."""
+
+    @plan.planned
+    def interrupted(x):
+        with plan.apart("reason"):
+            return object()
+
+    x = torch.zeros(3)
+    assert interrupted(x) is not interrupted(x)
+
+
 def test_what_fails_to_plan_is_not_remembered():
     calls = []
 
