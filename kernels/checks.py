@@ -228,7 +228,8 @@ def make_pooling_window(
     """A pooling's Window, whose stride is its kernel_size unless it is given."""
     kernel = per_axis(op, "kernel_size", kernel_size, axes, least=1)
     padding = per_axis(op, "padding", padding, axes, least=0)
-    return make_window(op, kernel, kernel if stride in (None, (), []) else stride, padding, dilation)
+    is_given = stride is not None and not (isinstance(stride, tuple | list) and not stride)
+    return make_window(op, kernel, stride if is_given else kernel, padding, dilation)
 
 
 def pooling_window(op: str, pool: IntOrTuple | Mapping[str, Any], axes: int) -> tuple[Window, bool]:

@@ -138,6 +138,7 @@ def test_what_counts_as_an_int_is_taken(backend, device):
     y = functional.conv2d(x, weight, stride=two, padding=one, dilation=[1], groups=two)
     torch.testing.assert_close(y, F.conv2d(x, weight, stride=2, padding=1, groups=2))
     assert torch.equal(functional.max_pool2d(x, [two, two]), F.max_pool2d(x, 2))
+    assert torch.equal(functional.max_pool2d(x, two, two), F.max_pool2d(x, 2))
 
 
 def test_no_features_and_no_channels_are_taken(backend, device):
