@@ -7,6 +7,7 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from experiments.arguments import Parser, positive
 
@@ -78,5 +79,18 @@ def check(options: argparse.Namespace) -> None:
         if idle:
             raise ValueError(f"--{idle[0]} needs an --architecture or a --config")
     if options.archive is not None:
-        if not options.archive.name.endswith(".tar.xz") or not options.archive.absolute().parent.is_dir():
-            raise ValueError(f"--archive must be a .tar.xz file in an existing directory, got {options.archive}")
+        check_archive(options.archive)
+
+
+def check_archive(path: Path) -> None:
+    """Check that an archive can be written, before its kernels are compiled.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not path.name.endswith(".tar.xz") or path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f"--archive must be a .tar.xz file in an existing directory, got {path}")
+    try:
+        TemporaryFile(dir=path.absolute().parent).close()
+    except OSError as error:
+        raise ValueError(f"--archive {path}: {error.strerror}") from error

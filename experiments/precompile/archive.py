@@ -138,7 +138,8 @@ def unpack(path: Path, target: str | None) -> tuple[str, int]:
     except (tarfile.TarError, lzma.LZMAError, EOFError, UnicodeDecodeError, json.JSONDecodeError, KeyError) as error:
         raise ValueError(f"--from {path} is no archive of this command, or is damaged: {error}") from error
     except OSError as error:
-        raise ValueError(f"--from {path}: {error.strerror or error}") from error
+        place = "" if error.filename in (None, str(path), path) else f": {error.filename}"  # in the cache
+        raise ValueError(f"--from {path}: {error.strerror or error}{place}") from error
     return manifest["target"], sum(any(cache.joinpath(folder.name).glob("__grp__*")) for folder in folders)
 
 

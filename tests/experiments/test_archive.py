@@ -117,6 +117,13 @@ def test_a_damaged_archive_writes_nothing(packed, convnets, tmp_path, damage):
     assert list((tmp_path / "other").iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_written_is_named(packed, convnets, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    error = convnets("precompile", "--from", str(packed)).error
+    assert error == f"--from {packed}: Not a directory: {tmp_path / 'file' / 'cache'}"
+
+
 def test_an_archive_that_cannot_be_written_leaves_nothing(cache, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")

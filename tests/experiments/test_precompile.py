@@ -261,6 +261,7 @@ def test_sizes_of_batches_are_those_of_all_processes():
             ("--architecture", "LeNet", "--archive", "a.zip"),
             "--archive must be a .tar.xz file in an existing directory",
         ),
+        (("--architecture", "LeNet", "--archive", "/proc/a.tar.xz"), "--archive /proc/a.tar.xz: No such file or "),
         (("--config", "none.yaml", "--target", "sm_90"), "--config none.yaml: No such file or directory"),
         (("--from", "none.tar.xz"), "--from none.tar.xz: No such file or directory"),
     ],
