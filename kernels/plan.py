@@ -165,6 +165,7 @@ class Launch:
         self._current_device, self._current_stream = driver.active.get_current_device, driver.active.get_current_stream
         index = tensors[0].get_device()
         self._device = index if index >= 0 else self._current_device()
+        self._compiled = compiled  # whose code is unloaded from the GPU when it goes
         self._call = _direct(compiled, self.grid)  # the last, as another thread may be here
 
 

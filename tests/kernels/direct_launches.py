@@ -5,10 +5,12 @@ python -m tests.kernels.direct_launches
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import tempfile
 import traceback
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -255,6 +257,19 @@ def check_what_changes_kernels() -> None:
                 assert len(launchers) == 1 and launchers != {usual.launcher}, f"{name}, {first} first"
                 assert [count for _, count in changed] == [1, 1, 1] and slow == 0
                 assert last.launcher == usual.launcher
+
+
+def check_caches_cleared() -> None:
+    """A kernel that Triton has forgotten stays loaded: what is launched directly would be gone from the GPU."""
+    with machine() as gpu:
+        call = plain()
+        call()
+        compiled = [
+            weakref.ref(each) for cache, *_ in conv._forward_kernel.device_caches.values() for each in cache.values()
+        ]
+        conv._forward_kernel.device_caches.clear()
+        gc.collect()
+        assert gpu.taken(call)[1] == 0 and any(each() is not None for each in compiled)
 
 
 def check_device_and_stream() -> None:
