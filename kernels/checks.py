@@ -41,7 +41,7 @@ def make_window(
     Raises ValueError or TypeError that name the argument, what was given and what is accepted.
     """
     axes = len(kernel)
-    kernel = tuple(map(int, kernel))  # torch.jit.trace gives tensors
+    kernel = tuple(map(int, kernel)) if torch.jit.is_tracing() else tuple(kernel)  # tracing gives tensors
     stride = per_axis(op, "stride", stride, axes, least=1)
     dilation = per_axis(op, "dilation", dilation, axes, least=1)
     if not isinstance(padding, str):

@@ -29,79 +29,11 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import backend, grid, tuning
+from kernels import norm_parts as parts
 from kernels.plan import Buffer, Dense, Launch, buffer, no_buffer, planned
 from kernels.shape import accumulator_dtype, cdiv, memory_format
 
 EXTENTS = ("positions", "steps")  # no kernel is compiled anew for theirs
-
-
-@backend.device_function
-def _locate(channels, steps, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """A program's split, its first position, and its channels [BN, 1]; neighbours in the grid share positions."""
-    blocks = grid.cdiv(channels, BN)
-    split = tl.program_id(0) // blocks
-    channel = tl.program_id(0) % blocks * BN + tl.arange(0, BN)[:, None]
-    return split, split.to(INDEX) * steps * BM, channel
-
-
-@backend.device_function
-def _origin(x_ptr, channel, channels, positions, ACC: tl.constexpr, INDEX: tl.constexpr):
-    """Return what a channel's values are counted from [BN, 1]: the number nearest zero in the range of its first 16.
-
-    Values with a large mean then keep the digits in which they differ, and an outlier takes no digits from the others.
-    """
-    position = tl.arange(0, 16)[None, :].to(INDEX)
-    valid = (position < positions) & (channel < channels)
-    x = tl.load(x_ptr + position * channels + channel, mask=valid, other=0.0).to(ACC)
-    least = tl.min(tl.where(valid, x, float("inf")), axis=1, keep_dims=True)
-    most = tl.max(tl.where(valid, x, float("-inf")), axis=1, keep_dims=True)
-    return tl.where(channel < channels, tl.minimum(tl.maximum(least, 0.0), most), 0.0)
-
-
-@backend.device_function
-def _moments(mean_ptr, m2_ptr, channel, channels, positions, rows, BS: tl.constexpr, INDEX: tl.constexpr):
-    """Mean, less the origin, and variance [BN, 1] from the shares [splits, C] of splits of `rows` positions.
-
-    A share is a mean, less the origin, and a sum of squared distances from it (Chan, Golub and LeVeque, "Updating
-    formulae and a pairwise algorithm for computing sample variances", 1979). The last split may be shorter.
-    """
-    start = tl.arange(0, BS)[None, :].to(INDEX) * rows
-    share = tl.arange(0, BS)[None, :] * channels + channel
-    valid = (start < positions) & (channel < channels)
-    shift = tl.load(mean_ptr + share, mask=valid, other=0.0)  # [BN, BS]
-    m2 = tl.load(m2_ptr + share, mask=valid, other=0.0)
-    count = tl.where(valid, tl.minimum(positions - start, rows), 0).to(m2.dtype)
-    mean = tl.sum(shift * count, axis=1, keep_dims=True) / positions
-    distance = shift - mean
-    m2 = tl.sum(m2 + count * distance * distance, axis=1, keep_dims=True)
-    return mean, m2 / positions
-
-
-@backend.device_function
-def _total(share_ptr, channel, channels, positions, rows, BS: tl.constexpr, INDEX: tl.constexpr):
-    """Sum [BN, 1] of the shares [splits, C] of splits of `rows` positions."""
-    start = tl.arange(0, BS)[None, :].to(INDEX) * rows
-    valid = (start < positions) & (channel < channels)
-    share = tl.load(share_ptr + tl.arange(0, BS)[None, :] * channels + channel, mask=valid, other=0.0)
-    return tl.sum(share, axis=1, keep_dims=True)
-
-
-@backend.device_function
-def _let_through(dy_ptr, y_ptr, offset, valid, ACC: tl.constexpr):
-    """dy where the ReLU output y let the signal through, all of it without one; 0 outside."""
-    dy = tl.load(dy_ptr + offset, mask=valid, other=0.0).to(ACC)
-    if y_ptr is not None:
-        y = tl.load(y_ptr + offset, mask=valid, other=0.0)
-        dy = tl.where(y <= 0, 0.0, dy)
-    return dy
-
-
-@backend.device_function
-def _track(running_ptrs, batch, share, rest, mask):
-    """Move running statistics towards those of a batch: by a share of the way, all of it if `rest`, 1 - share, is 0."""
-    running = tl.load(running_ptrs, mask=mask, other=0.0).to(batch.dtype)
-    running = running * rest + batch * share  # no distance, in which a large old value rounds a small new one away
-    tl.store(running_ptrs, running.to(running_ptrs.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=EXTENTS)
@@ -110,10 +42,10 @@ def _statistics_kernel(
     positions, channels, steps,  # M, C, blocks of BM positions in a split
     ACC: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    split, start, channel = _locate(channels, steps, INDEX, BM, BN)
+    split, start, channel = parts.locate(channels, steps, INDEX, BM, BN)
     exists = channel < channels
     column = tl.arange(0, BM)[None, :]
-    origin = _origin(x_ptr, channel, channels, positions, ACC, INDEX)
+    origin = parts.origin_of(x_ptr, channel, channels, positions, ACC, INDEX)
 
     # Each column keeps the moments of its own positions (Welford, 1962), of x less the origin.
     mean = tl.full((BN, BM), 0.0, ACC)
@@ -126,7 +58,7 @@ def _statistics_kernel(
         mean += distance * (tl.full((1, 1), 1.0, ACC) / (step + 1))
         m2 += distance * (x - mean)
 
-    # Combine the columns, as `_moments` does the shares, and store.
+    # Combine the columns, as `parts.moments` does the shares, and store.
     rest = positions - start - column
     count = tl.minimum(tl.maximum(grid.cdiv(rest, BM), 0), steps).to(ACC)
     rows = tl.minimum(positions - start, steps * BM).to(ACC)
@@ -142,17 +74,17 @@ def _normalise_kernel(
     x_ptr, share_ptr, m2_ptr,  # [M, C], shares [splits, C] or None
     mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr,  # [C], written if there are shares; [C], [M, C]
     running_mean_ptr, running_var_ptr,  # [C], moved towards the batch's by the share `momentum`; or None
-    positions, channels, steps, momentum: tl.float64,
+    momentum: tl.float64, positions, channels, steps,
     EPS: tl.constexpr, RELU: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    _, start, channel = _locate(channels, steps, INDEX, BM, BN)
+    _, start, channel = parts.locate(channels, steps, INDEX, BM, BN)
     exists = channel < channels
 
     # What all positions of a channel share.
     if share_ptr is not None:
-        mean, var = _moments(share_ptr, m2_ptr, channel, channels, positions, steps * BM, BS, INDEX)
-        mean += _origin(x_ptr, channel, channels, positions, ACC, INDEX)
+        mean, var = parts.moments(share_ptr, m2_ptr, channel, channels, positions, steps * BM, BS, INDEX)
+        mean += parts.origin_of(x_ptr, channel, channels, positions, ACC, INDEX)
         first = exists & (channel * 0 + start == 0)  # a branch around the stores would fail in Triton 3.6
         tl.store(mean_ptr + channel, mean, mask=first)
         tl.store(var_ptr + channel, var, mask=first)
@@ -160,8 +92,8 @@ def _normalise_kernel(
             share = tl.full((1, 1), momentum, ACC)
             rest = tl.full((1, 1), 1.0 - momentum, ACC)
             unbiased = var * (tl.full((1, 1), 1.0, ACC) * positions / (positions - 1))
-            _track(running_mean_ptr + channel, mean, share, rest, first)
-            _track(running_var_ptr + channel, unbiased, share, rest, first)
+            parts.track(running_mean_ptr + channel, mean, share, rest, first)
+            parts.track(running_var_ptr + channel, unbiased, share, rest, first)
     else:
         mean = tl.load(mean_ptr + channel, mask=exists, other=0.0).to(ACC)
         var = tl.load(var_ptr + channel, mask=exists, other=0.0).to(ACC)
@@ -191,7 +123,7 @@ def _gradient_sums_kernel(
     positions, channels, steps,
     EPS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    split, start, channel = _locate(channels, steps, INDEX, BM, BN)
+    split, start, channel = parts.locate(channels, steps, INDEX, BM, BN)
     exists = channel < channels
     mean = tl.load(mean_ptr + channel, mask=exists, other=0.0).to(ACC)
     var = tl.load(var_ptr + channel, mask=exists, other=0.0).to(ACC)
@@ -203,7 +135,7 @@ def _gradient_sums_kernel(
         position = start + step * BM + tl.arange(0, BM)[None, :]
         valid = (position < positions) & exists
         offset = position * channels + channel
-        dy = _let_through(dy_ptr, y_ptr, offset, valid, ACC)
+        dy = parts.relu_backward(dy_ptr, y_ptr, offset, valid, ACC)
         x = tl.load(x_ptr + offset, mask=valid, other=0.0).to(ACC)
         dweight += dy * (x - mean)
         dbias += dy
@@ -224,7 +156,7 @@ def _gradient_kernel(
     TRAINING: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    _, start, channel = _locate(channels, steps, INDEX, BM, BN)
+    _, start, channel = parts.locate(channels, steps, INDEX, BM, BN)
     exists = channel < channels
 
     # What all positions of a channel share.
@@ -234,8 +166,8 @@ def _gradient_kernel(
     if weight_ptr is not None:
         scale = rstd * tl.load(weight_ptr + channel, mask=exists, other=0.0).to(ACC)
     if dweight_share_ptr is not None:
-        dweight = _total(dweight_share_ptr, channel, channels, positions, steps * BM, BS, INDEX)
-        dbias = _total(dbias_share_ptr, channel, channels, positions, steps * BM, BS, INDEX)
+        dweight = parts.total(dweight_share_ptr, channel, channels, positions, steps * BM, BS, INDEX)
+        dbias = parts.total(dbias_share_ptr, channel, channels, positions, steps * BM, BS, INDEX)
         first = exists & (channel * 0 + start == 0)
         tl.store(dweight_ptr + channel, dweight, mask=first)
         tl.store(dbias_ptr + channel, dbias, mask=first)
@@ -245,7 +177,7 @@ def _gradient_kernel(
         position = start + step * BM + tl.arange(0, BM)[None, :]
         valid = (position < positions) & exists
         offset = position * channels + channel
-        dy = _let_through(dy_ptr, y_ptr, offset, valid, ACC)
+        dy = parts.relu_backward(dy_ptr, y_ptr, offset, valid, ACC)
         if dresidual_ptr is not None:
             tl.store(dresidual_ptr + offset, dy.to(dresidual_ptr.dtype.element_ty), mask=valid)
         if TRAINING:
@@ -332,19 +264,19 @@ def _batch_norm(
     running_mean: Tensor | None, running_var: Tensor | None, momentum: float, training: bool, eps: float, relu: bool,
 ) -> Tensor:  # fmt: skip
     """y of `batch_norm`, which writes mean and var in training; they are no results, which may become bfloat16."""
-    plan = _plan(x, weight, bias, residual, mean, var, running_mean, running_var, momentum, training, float(eps), relu)
+    plan = _plan(x, weight, bias, residual, mean, var, running_mean, running_var, training, float(eps), relu)
     x, weight, bias, residual, mean, var = plan.dense(x, weight, bias, residual, mean, var)
     y, mean_shares, m2_shares = plan.y(), plan.shares(), plan.shares()
     if plan.statistics is not None:
         plan.statistics(x, mean_shares, m2_shares)
-    plan.normalise(x, mean_shares, m2_shares, mean, var, weight, bias, residual, y, running_mean, running_var)
+    plan.normalise(x, mean_shares, m2_shares, mean, var, weight, bias, residual, y, running_mean, running_var, momentum)
     return y.contiguous(memory_format=plan.layout)
 
 
 @planned
 def _plan(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor,
-    running_mean: Tensor | None, running_var: Tensor | None, momentum: float, training: bool, eps: float, relu: bool,
+    running_mean: Tensor | None, running_var: Tensor | None, training: bool, eps: float, relu: bool,
 ) -> _Plan:  # fmt: skip
     programs, splits, extents, block, constants = _extents(x, training)
     return _Plan(
@@ -352,7 +284,7 @@ def _plan(
         buffer(tuple(x.shape), x),
         buffer((splits, x.shape[1]), x, accumulator_dtype(x)) if training else no_buffer,
         Launch(_statistics_kernel, programs, *extents, **constants) if training else None,
-        Launch(_normalise_kernel, programs, *extents, momentum, EPS=eps, RELU=relu, BS=block, **constants),
+        Launch(_normalise_kernel, programs, *extents, EPS=eps, RELU=relu, BS=block, **constants),
         memory_format(x),
     )
 

@@ -120,7 +120,7 @@ class Dense:
 
 
 class Launch:
-    """A launch of which only the tensors change.
+    """A launch of which only the tensors change, and floats among them.
 
     Args:
         kernel, grid: what is launched, and its programs on up to three axes.
@@ -135,16 +135,17 @@ class Launch:
         self._arguments = arguments if self._describe is None else arguments[1:]
         self._call: Callable[..., None] | None = None
 
-    def __call__(self, *tensors: Tensor | None) -> None:
+    def __call__(self, *tensors: Tensor | float | None) -> None:
         if self._call is None or _is_watched(self.kernel) or self._current_device() != self._device:
             return self._by_triton(tensors)
         addresses: list[Any] = []
         bits = 0
         for tensor in tensors:
-            address = None
-            if tensor is not None:
-                address = tensor.data_ptr()
-                bits |= address
+            if tensor is None or type(tensor) is float:
+                addresses.append(tensor)
+                continue
+            address = tensor.data_ptr()
+            bits |= address
             addresses.append(address)
         if bits % ALIGNMENT:
             return self._by_triton(tensors)
@@ -153,12 +154,16 @@ class Launch:
             addresses.append(self._describe(tensors[0]))
         self._call(self._current_stream(self._device), *addresses, *self._rest)
 
-    def _by_triton(self, tensors: tuple[Tensor | None, ...]) -> None:
+    def _by_triton(self, tensors: tuple[Any, ...]) -> None:
         """Launch as any kernel is, and remember what Triton compiled for aligned tensors while nobody watches."""
         described = () if self._describe is None else (self._describe(tensors[0]),)
         arguments = (*tensors, *described, *self._arguments)
         compiled = backend.launch(self.kernel, self.grid, *arguments, **self.constants)
-        if compiled is None or _is_watched(self.kernel) or not all(t is None or is_aligned(t) for t in tensors):
+        if (
+            compiled is None
+            or _is_watched(self.kernel)
+            or not all(is_aligned(t) for t in tensors if isinstance(t, Tensor))
+        ):
             return
         names = self.kernel.arg_names[len(arguments) :]
         self._rest = *self._arguments, *(self.constants[name] for name in names)

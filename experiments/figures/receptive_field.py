@@ -18,12 +18,12 @@ from experiments.gallery.example import Claim, Example
 from experiments.gallery.style import BLUE, GREEN, ORANGE, canvas, chart, picture
 from experiments.gallery.wiring import connections, derivative
 from experiments.summary.trace import layers_of
-from kernels import conv
+from kernels import transpose
 from kernels.functional import conv1d
 from kernels.layers import Conv1d, Conv2d
 
 SOURCE = "Deep Learning, figure 9.4; of dilation, Yu and Koltun (2016); of the Gaussian, Luo et al. (2016)"
-SHOWS = (conv1d, conv._transpose_kernel)
+SHOWS = (conv1d, transpose._transpose_kernel)
 BACKEND = "triton"
 
 DEPTH, PIXELS = 4, 65

@@ -14,12 +14,12 @@ import torch
 from experiments.gallery.example import Claim, Example
 from experiments.gallery.style import canvas
 from experiments.gallery.wiring import connections, derivative
-from kernels import conv
+from kernels import transpose
 from kernels.functional import conv1d
 from kernels.layers import Conv1d, Linear
 
 SOURCE = "Deep Learning, figures 9.2 and 9.3"
-SHOWS = (conv1d, conv._transpose_kernel)
+SHOWS = (conv1d, transpose._transpose_kernel)
 BACKEND = "triton"
 
 UNITS, WIDTH, MIDDLE = 5, 3, 2

@@ -18,11 +18,11 @@ from torch import Tensor
 from experiments.gallery.exact import differing, whole_numbers
 from experiments.gallery.example import Claim, Example
 from experiments.gallery.style import canvas, picture
-from kernels import conv, weight_gradient
+from kernels import conv, transpose, weight_gradient
 from kernels.functional import conv2d, conv_transpose2d, local_conv2d
 
 SOURCE = "Deep Learning, equations 9.8 to 9.13"
-SHOWS = (conv._forward_kernel, conv._transpose_kernel, weight_gradient._weight_gradient_kernel)
+SHOWS = (conv._forward_kernel, transpose._transpose_kernel, weight_gradient._weight_gradient_kernel)
 BACKEND = "triton"
 
 WINDOWS = [dict(stride=s, padding=p, dilation=d) for s, p, d in ((1, 0, 1), (1, 1, 2), (2, 1, 1), (2, 1, 2), (3, 0, 1))]

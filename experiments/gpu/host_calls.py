@@ -6,6 +6,7 @@ With each is a goal in microseconds, for Triton's launch path with a driver that
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -21,10 +22,17 @@ STEP_GOAL = 20e-3  # seconds of a step of ResNet-50, forward and backward
 
 
 class HostCall(NamedTuple):
-    """A call, and the microseconds that it may take; infinite of another library's."""
+    """A call, the microseconds that it may take (infinite of another library's), and the tile that it is made with."""
 
     call: Callable[[], object]
     goal: float = float("inf")
+    tile: Tile | None = None
+
+    def measured(self, seconds_of: Callable[[Callable[[], object]], float]) -> float:
+        """Return what `seconds_of` measures of the call, after a first one, which compiles."""
+        with tuning.use_tile(self.tile) if self.tile is not None else nullcontext():
+            self.call()
+            return seconds_of(self.call)
 
 
 def draw(device: str, *shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
@@ -41,10 +49,6 @@ def launchers(device: str) -> dict[str, HostCall]:
     largest, taps = pool.max_pool(x, pooling, (4, 4))
     y, mean, var = norm.batch_norm(x, bias, bias, None, None, None, None, EPS, True)
 
-    def by_tma() -> object:
-        with tuning.use_tile(Tile(128, 64, 64, 4, 3, boxes=True)):
-            return conv.forward(x, weight, None, None, window, False)
-
     calls = {
         "convolution": HostCall(lambda: conv.forward(x, weight, bias, None, window, True), 8),
         "convolution of 3 channels": HostCall(lambda: conv.forward(image, stem, None, None, wide, False), 16),
@@ -59,7 +63,8 @@ def launchers(device: str) -> dict[str, HostCall]:
         ),
     }
     if boxes.has_tma(tuning.target()):
-        calls["convolution by TMA"] = HostCall(by_tma, 13)
+        by_tma = lambda: conv.forward(x, weight, None, None, window, False)  # noqa: E731
+        calls["convolution by TMA"] = HostCall(by_tma, 13, Tile(128, 64, 64, 4, 3, boxes=True))
     return calls
 
 

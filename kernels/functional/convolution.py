@@ -154,7 +154,8 @@ def convolve(
     tile: tuple[int, ...] = (),
 ) -> Tensor:  # fmt: skip
     """Check a convolution and run it. The kernels of a `tile` stand one after another in weight and bias."""
-    if not tile and fused.plain and _pads_evenly(weight, padding):
+    on_triton = isinstance(input, Tensor) and backend.uses_triton(input)
+    if not on_triton and not tile and fused.plain and _pads_evenly(weight, padding):
         y = as_torch(reference.CONVOLUTIONS[axes], (input, weight, bias), stride, padding, dilation, groups)
         if y is not None:
             return y.relu_() if fused.relu else y

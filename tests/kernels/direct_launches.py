@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import tempfile
+import timeit
 import traceback
 import weakref
 from collections import Counter
@@ -321,6 +322,22 @@ def check_threads() -> None:
         assert all(count % 8 == 0 for count in grids.values())
         _, slow = gpu.taken(lambda: work(0))
         assert slow == 0
+
+
+def check_speed() -> None:
+    """A direct launch takes the host less than half as long as one by Triton's binder, with all around it."""
+    with stubbed("sm_90"), tuning.use_tile(SMALL):
+        call = plain()
+        call()
+        direct = shortest(call)
+        with mock.patch.object(plan, "_is_watched", lambda *_: True):
+            by_triton = shortest(call)
+    assert direct < by_triton / 2, f"{1e6 * direct:.1f} us directly, {1e6 * by_triton:.1f} us by Triton"
+
+
+def shortest(call: Case) -> float:
+    """Return the seconds of a call, the least of many short rounds."""
+    return min(timeit.repeat(call, number=20, repeat=50)) / 20
 
 
 def main() -> None:

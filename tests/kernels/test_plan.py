@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not backend.AVAILABLE, reason="triton is not ins
 
 CHECKS = (
     "cases misaligned misaligned_anywhere misaligned_box precision blocks hooks pre_run_hooks what_changes_kernels"
-    " caches_cleared device_and_stream empty threads"
+    " caches_cleared device_and_stream empty threads speed"
 ).split()
 KERNELS = (
     "forward_kernel transpose_kernel weight_gradient_kernel sum_kernel pool_kernel pool_gradient_kernel"

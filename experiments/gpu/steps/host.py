@@ -27,10 +27,9 @@ def main() -> int:
         stack.enter_context(kernels.use_backend("triton"))
         before = backend.launch_count()
         for kind, calls in (("launcher", launchers(DEVICE)), ("operator", operators(DEVICE))):
-            for name, (call, goal) in calls.items():
-                call()
-                seconds = host_seconds([call] * 10, rounds=ROUNDS)
-                record(what=kind, call=name, host_seconds=seconds, goal=1e-6 * goal, fault="")
+            for name, call in calls.items():
+                seconds = call.measured(lambda each: host_seconds([each] * 10, rounds=ROUNDS))
+                record(what=kind, call=name, host_seconds=seconds, goal=1e-6 * call.goal, fault="")
         if stub is not None:
             counted, launched = backend.launch_count() - before, stub.stub_launches()
             fault = "" if counted == launched else f"{counted} launches were counted, {launched} reached the driver"
