@@ -165,11 +165,16 @@ def cross_channel_max_pool(x: Tensor, pool_size: int) -> Tensor:
 
 def batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
-    mean: Tensor | None, var: Tensor | None, eps: float, relu: bool,
+    mean: Tensor | None, var: Tensor | None, momentum: float | None, eps: float, relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """See `kernels.norm.batch_norm`."""
-    batch = batch_moments(x) if mean is None else (x.new_empty(0, dtype=accumulator_dtype(x)),) * 2
-    mean, var = batch if mean is None else (mean, var)
+    training = mean is None or momentum is not None
+    batch = batch_moments(x) if training else (x.new_empty(0, dtype=accumulator_dtype(x)),) * 2
+    if momentum is not None:
+        positions = x.numel() // x.shape[1]
+        track(mean, batch[0], momentum)
+        track(var, batch[1] * (positions / (positions - 1)), momentum)
+    mean, var = batch if training else (mean, var)
     y = (x - _per_channel(mean, x)) * _per_channel(_scale(var, weight, eps), x)
     if bias is not None:
         y = y + _per_channel(bias, x)

@@ -326,13 +326,6 @@ def accumulator_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """x [N, C, *grid] as a contiguous [N, D, H, W, C]: no copy where the memory is channels-last already."""
-    for _ in range(AXES + 2 - x.dim()):
-        x = x.unsqueeze(2)
-    return x.permute(0, 2, 3, 4, 1).contiguous()
-
-
 def is_channels_last(x: Tensor) -> bool:
     """True if the memory of x [N, C, *grid], or of fewer axes, is dense with the channels last."""
     if x.dim() in FORMATS:
@@ -347,24 +340,15 @@ def to_channels_last(x: Tensor) -> Tensor:
     return x.contiguous() if x.dim() < 3 else x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def new_channels_last(x: Tensor, channels: int, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised [N, channels, *size], N as in x, whose memory is channels-last: what an operator returns.
-
-    Not a view, since torch refuses to change in place a view that an operator returns.
-    """
-    layout = (0, *range(2, 2 + len(size)), 1)
-    return torch.empty_permuted((x.shape[0], channels, *size), layout, dtype=dtype or x.dtype, device=x.device)
+def new_channels_last(x: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """Return an uninitialised [N, C, *grid], whose memory is channels-last, of x's dtype unless another is given."""
+    layout = (0, *range(2, len(shape)), 1)
+    return torch.empty_permuted(tuple(shape), layout, dtype=dtype or x.dtype, device=x.device)
 
 
-def fake(x: Tensor, channels: int, size: Sequence[int], *others: Tensor) -> Tensor:
-    """An output of a launcher, [N, channels, *size] in the memory format of x and others, without its values."""
-    return new_channels_last(x, channels, size).contiguous(memory_format=memory_format(x, *others))
-
-
-def channels_first(y: Tensor, axes: int, memory_format: torch.memory_format) -> Tensor:
-    """The inverse of `channels_last`: y [N, D, H, W, C] as [N, C, *grid] of `axes` axes, laid out as asked."""
-    grid = y.shape[1 + AXES - axes : 1 + AXES]
-    return y.reshape(y.shape[0], *grid, y.shape[-1]).movedim(-1, 1).contiguous(memory_format=memory_format)
+def fake(x: Tensor, shape: Sequence[int], *others: Tensor) -> Tensor:
+    """Return an output of a launcher, [N, C, *grid] in the memory format of x and others, without its values."""
+    return new_channels_last(x, shape).contiguous(memory_format=memory_format(x, *others))
 
 
 def memory_format(*tensors: Tensor) -> torch.memory_format:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from experiments.gallery.exact import rounding
 from experiments.gallery.example import Claim, Example
 from experiments.gallery.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SIZE, chart, mosaic, picture
 from experiments.gallery.training import accuracy, train
@@ -87,7 +88,12 @@ def draw() -> Example:
             Claim("swing over angles, pooled / of a detector", 0.5, float(swing), "stated beforehand", "<="),
             Claim("correlation of a digit's kernels, best turned", 0.6, aligned, "stated beforehand", ">="),
             Claim("and above that of the kernels as they are", 0.2, aligned - apart, "stated beforehand", ">="),
-            Claim("maxout in one kernel - in two", 0, float(fused.detach().abs().max())),
+            Claim(
+                "maxout in one kernel - in two",
+                0,
+                float(fused.detach().abs().max()),
+                within=rounding(test - mean, maxout.weight),
+            ),
         ],
         {"angles": ANGLES.tolist(), "recognised": found, "means": means},
     )

@@ -19,7 +19,7 @@ from kernels import conv
 from kernels.ops.pooling import max_pool_gradient
 from kernels.ops.registry import operator
 from kernels.reference import masked
-from kernels.shape import Window, channels_first, fake, lift, memory_format, new_channels_last, tap_dtype
+from kernels.shape import Window, fake, new_channels_last, tap_dtype
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -35,7 +35,8 @@ def convolution(
 @convolution.fake
 def _(x, weight, bias, residual, window, relu):
     window = Window.from_flat(window)
-    return fake(x, weight.shape[0] // window.tiles, window.output_size(x.shape[2:]), weight)
+    shape = (x.shape[0], weight.shape[0] // window.tiles, *window.output_size(x.shape[2:]))
+    return fake(x, shape, weight)
 
 
 @operator
@@ -49,8 +50,8 @@ def convolution_max(
 
 @convolution_max.fake
 def _(x, weight, bias, window, relu, pool, size, maxout):
-    outputs, candidates = weight.shape[0] // maxout, Window.from_flat(pool).taps * maxout
-    return fake(x, outputs, size, weight), new_channels_last(x, outputs, size, tap_dtype(candidates))
+    shape = (x.shape[0], weight.shape[0] // maxout, *size)
+    return fake(x, shape, weight), new_channels_last(x, shape, tap_dtype(Window.from_flat(pool).taps * maxout))
 
 
 @operator
@@ -64,7 +65,7 @@ def convolution_transpose(
 
 @convolution_transpose.fake
 def _(dy, weight, bias, y, window, size, relu):
-    return fake(dy, weight.shape[1] * Window.from_flat(window).groups, size, weight)
+    return fake(dy, (dy.shape[0], weight.shape[1] * Window.from_flat(window).groups, *size), weight)
 
 
 @operator
@@ -79,8 +80,7 @@ def convolution_weight_gradient(
 def _(x, dy, y, window, bias):
     window = Window.from_flat(window)
     outputs = window.tiles * dy.shape[1]
-    dw = x.new_empty((outputs, *lift(window.kernel), x.shape[1] // window.groups))
-    return channels_first(dw, window.axes, memory_format(x)), x.new_empty(outputs if bias else 0)
+    return fake(x, (outputs, x.shape[1] // window.groups, *window.kernel)), x.new_empty(outputs if bias else 0)
 
 
 def _convolution_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -24,7 +24,7 @@ def batch_norm(
 
 @batch_norm.fake
 def _(x, weight, bias, residual, mean, var, eps, relu):
-    return fake(x, x.shape[1], x.shape[2:]), _sum(x, mean is None), _sum(x, mean is None)
+    return fake(x, x.shape), _sum(x, mean is None), _sum(x, mean is None)
 
 
 @partial(Operator, mutates=("running_mean", "running_var"))
@@ -38,7 +38,7 @@ def batch_norm_in_training(
 
 @batch_norm_in_training.fake
 def _(x, weight, bias, residual, running_mean, running_var, momentum, eps, relu):
-    return fake(x, x.shape[1], x.shape[2:]), _sum(x, True), _sum(x, True)
+    return fake(x, x.shape), _sum(x, True), _sum(x, True)
 
 
 @operator
@@ -52,7 +52,7 @@ def batch_norm_gradient(
 
 @batch_norm_gradient.fake
 def _(dy, x, weight, y, mean, var, eps, training, parameters, residual):
-    like_x = fake(x, x.shape[1], x.shape[2:])
+    like_x = fake(x, x.shape)
     dresidual = torch.empty_like(like_x) if residual else x.new_empty(0)
     return like_x, _sum(x, parameters), _sum(x, parameters), dresidual
 

@@ -21,7 +21,7 @@ def max_pool(x: Tensor, window: Sequence[int], size: Sequence[int]) -> tuple[Ten
 
 @max_pool.fake
 def _(x, window, size):
-    y = fake(x, x.shape[1], size)
+    y = fake(x, (*x.shape[:2], *size))
     return y, torch.empty_like(y, dtype=tap_dtype(Window.from_flat(window).taps))
 
 
@@ -33,7 +33,7 @@ def max_pool_gradient(dy: Tensor, taps: Tensor, window: Sequence[int], size: Seq
 
 @max_pool_gradient.fake
 def _(dy, taps, window, size):
-    return fake(dy, dy.shape[1], size)
+    return fake(dy, (*dy.shape[:2], *size))
 
 
 def _max_pool_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -79,7 +79,7 @@ def average_pool_gradient(dy: Tensor, window: Sequence[int], size: Sequence[int]
 @average_pool.fake
 @average_pool_gradient.fake
 def _(x, window, size, divisor, padded):
-    return fake(x, x.shape[1], size)
+    return fake(x, (*x.shape[:2], *size))
 
 
 def _average_pool_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

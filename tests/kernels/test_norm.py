@@ -109,7 +109,7 @@ def truth_of(t: dict[str, Tensor | None], training: bool, relu: bool, mask: Tens
     """What `run` gives, of float64 tensors by the twin: torch's own adds one by one, with an error beyond float64's."""
     inputs = [t[name] for name in ("input", *GIVEN)]
     used = t["running_mean"], t["running_var"]
-    y, *batch = reference.batch_norm(*inputs, *((None, None) if training else used), EPS, relu)
+    y, *batch = reference.batch_norm(*inputs, *((None, None) if training else used), None, EPS, relu)
     running, statistics = used, batch if training else used
     if training:
         positions = t["input"].numel() // t["input"].shape[1]
@@ -211,12 +211,21 @@ def test_is_as_exact_on_many_small_blocks(problem, tile, dtype, training, device
 def test_twin_agrees(problem, training, device, triton_only):
     t = problem.tensors(device)
     statistics = (None, None) if training else (t["running_mean"], t["running_var"])
-    tensors = (t["input"], t["weight"], t["bias"], t["residual"], *statistics)
-    y, *batch = expected = reference.batch_norm(*tensors, EPS, problem.relu)
-    torch.testing.assert_close(norm.batch_norm(*tensors, None, EPS, problem.relu), expected)
+    arguments = (t["input"], t["weight"], t["bias"], t["residual"], *statistics, None, EPS, problem.relu)
+    y, *batch = expected = reference.batch_norm(*arguments)
+    torch.testing.assert_close(norm.batch_norm(*arguments), expected)
     mask, statistics = y if problem.relu else None, batch if training else statistics
     arguments = (t["dy"], t["input"], t["weight"], mask, *statistics, EPS, training, True, True)
     torch.testing.assert_close(norm.batch_norm_gradient(*arguments), reference.batch_norm_gradient(*arguments))
+
+
+def test_twin_tracks_as_the_kernel_does(device, triton_only):
+    x, *running = (torch.randn(shape, device=device).abs() for shape in ((4, 3, 5), (3,), (3,)))
+    found = {}
+    for module in (norm, reference):
+        mean, var = (t.clone() for t in running)
+        found[module] = *module.batch_norm(x, None, None, None, mean, var, MOMENTUM, EPS, True), mean, var
+    torch.testing.assert_close(found[norm], found[reference])
 
 
 @MODES

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.checks import make_window
-from kernels.shape import Window, channels_first, channels_last, memory_format
+from kernels.shape import Window, is_channels_last, memory_format, to_channels_last
 
 GRID = list(itertools.product((1, 5, 8), (1, 2, 3), (1, 2, 4), (0, 1), (1, 2)))
 
@@ -71,18 +71,19 @@ def test_a_window_survives_being_flattened(axes):
     assert Window.from_flat(window.flat) == window
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5, 6)], ids=str)
-def test_channels_last_and_back(shape):
+@pytest.mark.parametrize("shape", [(2,), (2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5, 6)], ids=str)
+def test_memory_is_made_channels_last(shape):
     x = torch.randn(shape)
-    last = channels_last(x)
-    assert last.is_contiguous() and last.shape[0] == shape[0] and last.shape[-1] == shape[1]
-    assert torch.equal(channels_first(last, len(shape) - 2, memory_format(x)), x)
+    last = to_channels_last(x)
+    assert torch.equal(last, x) and is_channels_last(last) and (len(shape) < 3) == is_channels_last(x)
+    assert to_channels_last(last).data_ptr() == last.data_ptr()
+    assert len(shape) < 2 or last.movedim(1, -1).is_contiguous()
 
 
-def test_channels_last_memory_is_not_copied():
-    x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
-    assert channels_last(x).data_ptr() == x.data_ptr()
-    assert memory_format(x) == torch.channels_last and memory_format(x.contiguous()) == torch.contiguous_format
+def test_a_memory_format_is_that_of_any_tensor():
+    x = torch.randn(2, 3, 4, 5)
+    last = x.to(memory_format=torch.channels_last)
+    assert memory_format(x, last) == torch.channels_last and memory_format(x) == torch.contiguous_format
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from experiments.closeness import closeness  # noqa: E402
-from kernels import boxes, conv, norm, pool, reference, tuning  # noqa: E402
+from kernels import boxes, conv, norm, plan, pool, reference, tuning  # noqa: E402
 from kernels.checks import make_window  # noqa: E402
 from kernels.shape import POINT, Window  # noqa: E402
 from kernels.tile import Tile  # noqa: E402
@@ -120,7 +120,7 @@ def boxed(dtype: torch.dtype) -> Iterator[Compared]:
         made.append(make(*arguments))
         return made[-1]
 
-    with tuning.use_tile(tile), mock.patch.object(boxes, "boxes", note):
+    with tuning.use_tile(tile), plan.apart(object()), mock.patch.object(boxes, "boxes", note):
         yield from compared(run, conv, [x, weight, dy])
     if len(made) != 2 or None in made:
         raise RuntimeError("the input was loaded by addresses, not by TMA")
@@ -150,7 +150,7 @@ def batch_norm(dtype: torch.dtype) -> Iterator[Compared]:
     weight, bias = draw(dtype, CHANNELS), draw(dtype, CHANNELS)
 
     def run(module, x, weight, bias, residual, dy):  # type: ignore[no-untyped-def]
-        y, mean, var = module.batch_norm(x, weight, bias, residual, None, None, EPS, False)
+        y, mean, var = module.batch_norm(x, weight, bias, residual, None, None, None, EPS, False)
         mean, var = (value.to(mean.dtype) for value in moments)
         return y, *module.batch_norm_gradient(dy, x, weight, None, mean, var, EPS, True, True, True)
 
