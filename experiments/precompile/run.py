@@ -41,8 +41,10 @@ def run(options: argparse.Namespace) -> int:
     network, batches, precision = work_of(options)
     outcome = compile_ahead(target, computation(network, batches, precision), options.jobs)
     print(f"{target}: {type(network).__name__}, {describe(batches)}, {precision}: {outcome}")
-    for fault in outcome.faults:
+    for fault in outcome.faults[:SHOWN]:
         print(f"not compiled: {fault}")
+    if len(outcome.faults) > SHOWN:
+        print(f"and {len(outcome.faults) - SHOWN} more not compiled")
     print(f"cache: {cache_folder()}")
     if options.archive is not None:
         count = pack(options.archive, target, [kernel.key for kernel in outcome.kernels])
