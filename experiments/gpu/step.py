@@ -46,9 +46,14 @@ def earlier(step: str) -> list[dict[str, Any]]:
 
 
 def reason(error: BaseException) -> str:
-    """Return the last line of an error, where a compiler says what it means; of CUDA's the first, advice follows."""
+    """Return the last line of an error, where a compiler says what it means; of CUDA's the first, advice follows.
+
+    Of ptxas, whose command comes last, it is the line by which it ended.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
-    said = next((line for line in lines[:1] if line.startswith("CUDA")), lines[-1] if lines else "")
+    telling = [line for line in lines[:1] if line.startswith("CUDA")]
+    telling += [line for line in lines if line.startswith("ptxas fatal")]
+    said = next(iter(telling), lines[-1] if lines else "")
     return f"{type(error).__name__}: {said[:200]}".rstrip(": ")
 
 

@@ -178,7 +178,8 @@ def _prepare(target: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     if os.environ.get("CONVNETS_DEBUG") != "1":
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MLIR's diagnostics
+        for stream in (1, 2):  # what Triton and MLIR say of an error, all of the machine code too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     with recording_libraries() as libraries:
         driver.set_active(compiling_driver(target))
     _shared_libraries[:] = libraries

@@ -147,6 +147,16 @@ def test_bench_finds_all_kernels_compiled(tmp_path):
     assert ahead.startswith(f"compiled ahead: {compiled} kernels, {compiled} compiled") and counts == f"{compiled} 0"
 
 
+def test_a_gpu_that_there_is_not_takes_a_few_lines(tmp_path):
+    """Triton prints the machine code of a kernel that ptxas refuses."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "experiments", "precompile", *LENET[:2], "--target", "sm_12", "--batch", "2"]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1 and "sm_12" in result.stdout and not result.stderr
+    assert "ptxas fatal" in result.stdout and len(result.stdout.splitlines()) == 6
+
+
 FAKE = """
     import os, sys
 
