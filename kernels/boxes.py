@@ -58,7 +58,7 @@ def rows(
     tile: Tile, window: Window, extents: Sequence[int], x: Tensor, counts: Sequence[int], size: Sequence[int],
     alone: bool,
 ) -> Rows:  # fmt: skip
-    """Rows for the outputs (N, *size) of x (N, D, H, W, C): boxes, or the N * prod(counts) of one tile or phase."""
+    """Return rows for the outputs (N, *size) of x (N, D, H, W, C): boxes, or N * prod(counts) of a tile or phase."""
     boxed = boxes(tile, window, extents, x, size, alone) if tile.boxes else None
     return boxed or Rows(extents[0] * prod(counts), grid.divisors(counts))
 

@@ -33,7 +33,7 @@ def cdiv(a, b):
 
 @remembered
 def odd(extents: Sequence[int]) -> tuple[int, ...]:
-    """Extents as a kernel takes them, 2 e - 1 for e; see `extents`.
+    """Return extents as a kernel takes them, 2 e - 1 for e; see `extents`.
 
     Triton compiles a kernel anew for integers that 16 divides, and for those that are 1. What is computed of an extent
     gains by the second only: of these numbers 16 divides none, and that of 1 is 1.

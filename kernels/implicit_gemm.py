@@ -208,7 +208,7 @@ def over_elements(
 
 
 def unit(extents: Sequence[int]) -> int:
-    """What the compiler is told that divides the elements of a line, so that it loads several at once.
+    """Return the number that the compiler is told divides the elements of a line, so that it loads several at once.
 
     Where there are more channels than one, their number says it. A line of 2**31 elements would not fit the integers
     that a kernel multiplies its units in.
@@ -217,18 +217,18 @@ def unit(extents: Sequence[int]) -> int:
 
 
 def in_units(size: Sequence[int], unit: int) -> tuple[int, ...]:
-    """Extents (D, H, W) as a kernel takes them, W in units."""
+    """Return extents (D, H, W) as a kernel takes them, W in units."""
     return grid.odd((*size[:2], size[2] // unit))
 
 
 def padded_taps(weight: Tensor, padding: tuple[int, int]) -> Tensor:
-    """Channels-last weight [O, C, *kernel] as a dense [O, elements of a line of the window], with zeros around."""
+    """Return channels-last weight [O, C, *kernel] as dense [O, elements of a line of the window], padded with zeros."""
     lines = weight.movedim(1, -1).flatten(-2)
     return F.pad(lines, padding)
 
 
 def input_precision(x: Tensor, window: Window) -> str:
-    """How a product of float32 is made: in TF32 where the GPU has it and torch.backends allows it.
+    """Return how products are made: of float32 in TF32, where the GPU has it and torch.backends allows it.
 
     A linear layer goes by the rule for matrix products.
     """

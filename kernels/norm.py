@@ -210,7 +210,7 @@ class _GradientPlan(NamedTuple):
 
 
 class _Extents(NamedTuple):
-    """How kernels go through x: programs, splits, and what they take: positions, channels, steps, and constants."""
+    """The way of kernels through x: programs, splits, extents (positions, channels, steps), and constants."""
 
     programs: tuple[int]
     splits: int
@@ -254,7 +254,7 @@ def _as_kernels_move(running: Tensor) -> Tensor:
 
 
 def _per_channel(x: Tensor, present: bool = True) -> Tensor:
-    """An uninitialised [C] of the type that x is summed in; empty unless `present`."""
+    """Return an uninitialised [C] of the type that x is summed in; empty unless `present`."""
     return torch.empty(x.shape[1] if present else 0, dtype=accumulator_dtype(x), device=x.device)
 
 

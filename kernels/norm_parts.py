@@ -1,4 +1,4 @@
-"""What kernels of batch norm share: a program's block, sums over splits, running statistics; see kernels/norm.py."""
+"""Parts of the kernels of batch norm: a program's block, sums over splits, running statistics; see kernels/norm.py."""
 
 from __future__ import annotations
 

@@ -222,7 +222,7 @@ def _launch(
     kernel: Any, rows: tuple[int, ...], given: Tensor, x_shape: tuple[int, ...], y_shape: tuple[int, ...],
     window: Window, divisor: int, padded: bool, **constants: Any,
 ) -> Launch:  # fmt: skip
-    """A launch over the positions and channels of `rows` [N, C, *grid]: those of y, or of x for a gradient."""
+    """Return a launch over the positions and channels of `rows` [N, C, *grid]: those of y, or of x for a gradient."""
     size, output_size = x_shape[2:], y_shape[2:]
     window = window.fixed_where_even(size, output_size)
     channels, positions = rows[1], rows[0] * prod(rows[2:])

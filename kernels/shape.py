@@ -300,7 +300,7 @@ def lift(values: Sequence[int]) -> tuple[int, ...]:
 
 
 def lift_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """Extents (N, D, H, W, C) of the memory of a channels-last [N, C, *grid]."""
+    """Return extents (N, D, H, W, C) of the memory of a channels-last [N, C, *grid]."""
     return shape[0], *lift(shape[2:]), shape[1]
 
 

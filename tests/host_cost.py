@@ -1,4 +1,4 @@
-"""What a launch costs the host: python -m tests.host_cost
+"""Measure what a launch costs the host: python -m tests.host_cost
 
 It is measured on Triton's own launch path with a stub driver: kernels are compiled for sm_90 and none runs, so a call's
 time is all the host's. Of torch's functions, on CPU tensors, it is that of the arithmetic too.

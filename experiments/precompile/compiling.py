@@ -35,7 +35,7 @@ _shared_libraries: list[str] = []  # of all kernels, in a process that builds la
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of the kernels of a computation.
+    """The outcome for the kernels of a computation.
 
     Args:
         kernels: all of them.

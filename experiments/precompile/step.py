@@ -1,4 +1,4 @@
-"""What a training step and an evaluation compute, without values: by a network of which only shapes are left."""
+"""Run a training step and an evaluation without values, by a network of which only shapes are left."""
 
 from __future__ import annotations
 

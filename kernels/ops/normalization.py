@@ -32,7 +32,7 @@ def batch_norm_in_training(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
     running_mean: Tensor, running_var: Tensor, momentum: float, eps: float, relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """`batch_norm` by the moments of the batch, towards which the running ones move."""
+    """Normalise by the moments of the batch, towards which the running ones move."""
     return norm.batch_norm(x, weight, bias, residual, running_mean, running_var, momentum, eps, relu)
 
 

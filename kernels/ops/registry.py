@@ -149,7 +149,7 @@ def _is_ordinary(x: Tensor) -> bool:
 
 @functools.cache
 def _ordinary_modes() -> frozenset[int]:
-    """The dispatcher's thread-local keys where no mode and no transform is active, in inference mode and out of it."""
+    """Return the dispatcher's thread-local keys without modes and transforms, in inference mode and out of it."""
     return _in_and_out_of_inference_mode(lambda: _modes().raw_repr())
 
 

@@ -114,7 +114,7 @@ def plain(offset: int = 0, dtype: torch.dtype = torch.float16) -> Case:
 
 
 def check_misaligned() -> None:
-    """What begins at an odd address is launched by Triton, which compiles it apart, whichever came first."""
+    """Triton launches what begins at an odd address, and compiles it apart, whichever came first."""
     for order in ((0, 1), (1, 0)):
         with machine() as gpu:
             for offset in order:

@@ -27,7 +27,7 @@ KERNELS = (
 
 
 def direct_launches() -> dict:
-    """What tests/kernels/direct_launches.py found, in a process that does not interpret."""
+    """Return what tests/kernels/direct_launches.py found, in a process that does not interpret."""
     environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "CONVNETS_BACKEND")}
     result = subprocess.run(
         [sys.executable, "-m", "tests.kernels.direct_launches"],

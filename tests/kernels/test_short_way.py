@@ -229,7 +229,7 @@ def test_transforms_are_answered_as_before(transform, device, dispatched):
 
 
 def test_the_handler_of_a_mode_is_below_autograd(device):
-    """What it computes is not recorded, as nothing is that it computes by torch's own operators."""
+    """Autograd records nothing that it computes, by torch's own operators or ours."""
     recorded = []
 
     class Handler(TorchDispatchMode):

@@ -65,7 +65,7 @@ class Outside(torch.autograd.Function):
 
 
 class Small(nn.Module):
-    """What a training step changes or draws besides gradients: batch norm and dropout.
+    """A network that changes or draws something besides gradients: batch norm and dropout.
 
     One layer is used twice, one not at all, and two parameters have the same gradient.
     """

@@ -1,4 +1,4 @@
-"""What cannot be trained by graphs, or is not replayed as it was captured, stops before the first wrong step."""
+"""Training that graphs cannot do, or do not replay as captured, stops before the first wrong step."""
 
 import random
 import re
