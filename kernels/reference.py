@@ -171,9 +171,7 @@ def batch_norm(
     training = mean is None or momentum is not None
     batch = batch_moments(x) if training else (x.new_empty(0, dtype=accumulator_dtype(x)),) * 2
     if momentum is not None:
-        positions = x.numel() // x.shape[1]
-        track(mean, batch[0], momentum)
-        track(var, batch[1] * (positions / (positions - 1)), momentum)
+        track_moments(mean, var, *batch, x.numel() // x.shape[1], momentum)
     mean, var = batch if training else (mean, var)
     y = (x - _per_channel(mean, x)) * _per_channel(_scale(var, weight, eps), x)
     if bias is not None:
@@ -224,6 +222,17 @@ def track(running: Tensor, batch: Tensor, momentum: float | Tensor) -> None:
     momentum = momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum
     with torch.no_grad():
         running.lerp_(batch.to(running.dtype), momentum)
+
+
+def track_moments(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, positions: int, momentum: float | Tensor
+) -> None:
+    """Move running statistics, in place, towards the mean and the unbiased variance of a batch of `positions`.
+
+    `var` is the biased one.
+    """
+    track(running_mean, mean, momentum)
+    track(running_var, var * (positions / (positions - 1)), momentum)
 
 
 def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,10 +64,12 @@ def _chosen(
 
 def _recorded_near(target: str, typical: Product) -> Tile | None:
     """Return the tile that was tuned for the same product with the nearest number of positions, if it is near."""
-    same = [
-        record for record in _recorded(target).values() if record.product.with_positions(0) == typical.with_positions(0)
-    ]
-    distance = lambda record: abs(math.log(max(1, record.product.positions) / typical.positions))  # noqa: E731
+    anywhere = typical.with_positions(0)
+    same = [record for record in _recorded(target).values() if record.product.with_positions(0) == anywhere]
+
+    def distance(record: table.Record) -> float:
+        return abs(math.log(max(1, record.product.positions) / typical.positions))
+
     nearest = min(same, key=distance, default=None)
     return nearest.tile if nearest is not None and distance(nearest) <= math.log(NEAR) else None
 

@@ -46,8 +46,7 @@ def batch_norm(
         y, mean, var = ops.batch_norm(input, weight, bias, residual, None, None, eps, relu)
         if running_mean is not None:
             positions = input.numel() // input.shape[1]
-            reference.track(running_mean, mean, momentum)
-            reference.track(running_var, var * (positions / (positions - 1)), momentum)
+            reference.track_moments(running_mean, running_var, mean, var, positions, momentum)
         return y
     return ops.batch_norm_in_training(
         input, weight, bias, residual, running_mean, running_var, float(momentum), eps, relu

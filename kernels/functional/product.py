@@ -93,14 +93,13 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
 
 def _matrix(a: Tensor, b: Tensor) -> Tensor:
     """a [M, K] times b [K, N]."""
-    none = PRODUCT
     if a.is_contiguous():
         if b.is_contiguous():
-            return ops.convolution_transpose(a, b, None, None, none, [], False)
-        return ops.convolution(a, b.t(), None, None, none, False)
+            return ops.convolution_transpose(a, b, None, None, PRODUCT, [], False)
+        return ops.convolution(a, b.t(), None, None, PRODUCT, False)
     if b.is_contiguous():
-        return ops.convolution_weight_gradient(b, a.t(), None, none, False)[0]
-    return ops.convolution_transpose(b.t(), a.t(), None, None, none, [], False).t()
+        return ops.convolution_weight_gradient(b, a.t(), None, PRODUCT, False)[0]
+    return ops.convolution_transpose(b.t(), a.t(), None, None, PRODUCT, [], False).t()
 
 
 def _batch(left: Tensor, right: Tensor, front: torch.Size) -> Tensor:

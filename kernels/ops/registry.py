@@ -142,9 +142,15 @@ def _is_ordinary(x: Tensor) -> bool:
     """True if x is neither wrapped nor lazily negated; remembers the dispatcher's keys of such tensors."""
     if x.is_meta:
         return _launches_on_meta
-    keys = _in_and_out_of_inference_mode(lambda: _keys(torch.empty(0, device=x.device)).raw_repr())
+    keys = _keys_on(x.device)
     _ordinary_keys.update(keys)
     return _keys(x).raw_repr() in keys
+
+
+@functools.cache
+def _keys_on(device: torch.device) -> frozenset[int]:
+    """Return the dispatcher's keys of ordinary tensors on a device, made in inference mode and out of it."""
+    return _in_and_out_of_inference_mode(lambda: _keys(torch.empty(0, device=device)).raw_repr())
 
 
 @functools.cache
