@@ -1,6 +1,5 @@
 """LightningCLI for the recipes: one way to configure, errors in one line, no trace of a run that failed."""
 
-import csv
 import difflib
 import logging
 import os
@@ -8,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+import threading
 import time
 import warnings
 from argparse import ArgumentError
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from threadpoolctl import threadpool_limits
 
@@ -31,11 +31,14 @@ from experiments import COMMANDS
 from experiments.checkpoints import check_finite, check_fits, check_resumable, find_checkpoint, read_checkpoint
 from experiments.expectation import Expectation
 from experiments.precompile.callback import CompileAhead
+from experiments.predictions import write_predictions
 from kernels.backend import INTERPRETING, explain, launch_count
 from kernels.shape import FORMATS
 from lightning_modules.architectures import plain
 from lightning_modules.captured_step import CaptureSteps
+from lightning_modules.checkpoint_io import DurableCheckpointIO
 from lightning_modules.finite import FiniteLoss
+from lightning_modules.loggers import let_caller_report, make_tolerant
 from lightning_modules.reproducibility import ExactResume, LastCheckpoint, ShareWeights
 
 BEST = "hp/best_monitored"  # what the checkpoints are chosen by; TensorBoard lists the hyper-parameters beside it
@@ -179,6 +182,10 @@ class ConvnetsCLI(LightningCLI):
             self.save_config_callback = None
             kwargs["logger"] = False
         trainer: Any = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = DurableCheckpointIO()
+        for logger in trainer.loggers:
+            make_tolerant(logger)
         if self.options.compile_ahead and self.options.layers == "kernels":
             trainer.callbacks.insert(0, CompileAhead())
         if self.options.compile:
@@ -258,17 +265,7 @@ class ConvnetsCLI(LightningCLI):
         batches: Any = self.trainer.predict(**kwargs, weights_only=True)
         if not batches:
             raise ValueError("predict was given no batches: raise --trainer.limit_predict_batches")
-        table = (self.checkpoint.parent if self.checkpoint else Path()) / "predictions.csv"
-        for earlier in table.with_suffix("").glob("*-?????.npy"):
-            earlier.unlink()
-        with table.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(batches[0]._fields)
-            first = 0
-            for batch in batches:
-                columns = [in_cells(table, *column, first) for column in zip(batch._fields, batch, strict=True)]
-                rows.writerows(zip(*columns, strict=True))
-                first += len(columns[0])
+        table = write_predictions(batches, self.checkpoint.parent if self.checkpoint else Path())
         self._say(f"predictions: {table}")
 
     def _say(self, line: str) -> None:
@@ -283,21 +280,6 @@ def runs_directory(trainer: Namespace) -> Path:
     if configured is None or "save_dir" not in configured:
         return Path(trainer.default_root_dir or ".") / "lightning_logs"
     return Path(configured.save_dir) / (configured.get("name") or "")
-
-
-def in_cells(table: Path, name: str, values: torch.Tensor, first: int) -> list[Any]:
-    """What stands in a column of a table for values [N] or [N, *]: themselves, or the .npy file that each is saved in.
-
-    The files are beside the table, in a directory of its name, numbered from `first`.
-    """
-    if values.dim() == 1:
-        return values.tolist()
-    directory = table.with_suffix("")
-    directory.mkdir(exist_ok=True)
-    files = [directory / f"{name}-{number:05}.npy" for number in range(first, first + len(values))]
-    for file, value in zip(files, values, strict=True):
-        np.save(file, value.float().numpy() if value.is_floating_point() else value.numpy())
-    return [file.relative_to(table.parent).as_posix() for file in files]
 
 
 def pack_weights(model: torch.nn.Module) -> None:
@@ -359,6 +341,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run goes on in its directory
     warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer`.*")  # a LightningModule may
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of PyTorch
+    threading.excepthook = let_caller_report
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip" not in record.msg)
 
 

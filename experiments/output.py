@@ -8,11 +8,11 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from kernels.files import replacing_all
 from lightning_modules.gabor_figures import DPI
 
 
@@ -29,20 +29,11 @@ def write(directory: Path, files: Mapping[str, bytes]) -> None:
     """Write the content of files by their names, in the place of earlier ones.
 
     Raises:
-        ValueError: one cannot be written; there is none then.
+        OSError: one cannot be written; all are as they were then.
     """
-    for name in files:
-        if (directory / name).is_dir():
-            raise ValueError(f"--output {directory}: {name} in it is a directory")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".", dir=directory) as draft:
-            for name, content in files.items():
-                Path(draft, name).write_bytes(content)
-            for name in files:
-                os.replace(Path(draft, name), directory / name)
-    except OSError as error:
-        raise ValueError(f"--output {directory}: {error.strerror}") from error
+    with replacing_all(directory) as draft:
+        for name, content in files.items():
+            (draft / name).write_bytes(content)
 
 
 def png(figure: Figure) -> bytes:

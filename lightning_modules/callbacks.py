@@ -17,6 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from kernels.files import replace
 from lightning_modules.gabor_figures import pixels, shapes
 from lightning_modules.gabor_score import Likeness, likeness, not_measurable, scores
 from lightning_modules.pictures import Scale, fit_grid, frame, kernel_grid, png, save_growth
@@ -206,7 +207,7 @@ class KernelRecorder(pl.Callback):
                 directory = Path(logger.log_dir) / "gabor" / name
                 directory.mkdir(parents=True, exist_ok=True)
                 for title, encoded in drawn.items():
-                    (directory / f"{title}.png").write_bytes(encoded)
+                    replace(directory / f"{title}.png", encoded)
                 save_growth(self._frames[name], directory / "growth.gif")
 
     @rank_zero_only

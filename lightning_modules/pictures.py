@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from kernels.files import replacing
 from lightning_modules.gabor_score import Likeness
 
 CELL = 64  # pixels that a kernel's longer side takes at least
@@ -75,7 +76,8 @@ def save_growth(frames: Sequence[Tensor], path: Path, milliseconds: int = 400) -
     if images[0].mode == "RGB":
         images = [image.quantize(dither=Dither.NONE) for image in images]  # each to the nearest of a palette
     pauses = [milliseconds] * (len(images) - 1) + [5 * milliseconds]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=pauses, loop=0, optimize=False)
+    with replacing(path) as draft:
+        images[0].save(draft, save_all=True, append_images=images[1:], duration=pauses, loop=0, optimize=False)
 
 
 def rgb(image: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.bench.report import Rows, by_architecture
+from kernels.files import replacing
 
 COLOURS = ("#0072b2", "#009e73", "#d55e00")  # to be told apart by the colour-blind, too (Okabe and Ito)
 MARKERS = ("o", "s", "x")
@@ -31,7 +32,8 @@ def draw(path: Path, rows: Rows, names: Sequence[str], title: str) -> None:
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.suptitle(title.replace("; ", "\n"), fontsize=8)
     figure.legend(handles, labels, loc="outside lower center", ncols=len(names), frameon=False)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as draft:
+        figure.savefig(draft, dpi=150)
 
 
 def _draw_panel(axes: Axes, rows: Rows, names: Sequence[str]) -> None:

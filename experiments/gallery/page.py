@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.gallery.example import Claim, written
+from kernels.files import replace
 
 if TYPE_CHECKING:
     from experiments.gallery.run import Run, Shown
@@ -38,11 +39,11 @@ def write_page(path: Path, runs: Sequence[Run], pictures: Path) -> None:
     """Write the page of all runs; `pictures` has the NAME.png of each."""
     contents = "".join(f'<a href="#{run.name}">{html.escape(run.title)}</a>' for run in runs)
     sections = "".join(_section(run, (pictures / f"{run.name}.png").read_bytes()) for run in runs)
-    path.write_text(
+    replace(
+        path,
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>The lecture, runnable</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
         f"<h1>The lecture, runnable</h1><p>{INTRODUCTION}</p><nav>{contents}</nav>{sections}</body></html>\n",
-        encoding="utf-8",
     )
 
 

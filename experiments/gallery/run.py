@@ -19,11 +19,11 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
+from experiments import output
 from experiments.figures import NAMES
 from experiments.gallery.example import Claim, Example, written
 from experiments.gallery.page import write_page
 from experiments.interruption import termination_interrupts
-from experiments.output import check_output, strict_json
 from kernels import use_backend
 from kernels.backend import INTERPRETING, launch_count
 
@@ -76,9 +76,9 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: a directory cannot be written.
     """
-    check_output(options.output)
+    output.check_output(options.output)
     if options.logdir is not None:
-        check_output(options.logdir, "--logdir")
+        output.check_output(options.logdir, "--logdir")
     options.output.mkdir(parents=True, exist_ok=True)
     names, runs, console = NAMES if options.all else options.names, [], Console(stderr=True)
     with termination_interrupts():
@@ -130,8 +130,8 @@ def lines_of(function: Callable[..., Any]) -> Shown:
 
 def write(done: Run, directory: Path) -> None:
     """NAME.png and NAME.json."""
-    done.example.figure.savefig(directory / f"{done.name}.png")
-    (directory / f"{done.name}.json").write_bytes(strict_json(figures_of(done)))
+    picture, figures = output.png(done.example.figure), output.strict_json(figures_of(done))
+    output.write(directory, {f"{done.name}.png": picture, f"{done.name}.json": figures})
 
 
 def figures_of(done: Run) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from experiments.gpu.step import MARK
 from experiments.precompile.relocation import relocate
+from kernels.files import replacing
 
 FOLDER = Path("build/gpu-bundle")  # in the tree that is carried
 WHEELS = ("jsonargparse", "typeshed-client", "docstring-parser")  # what trainers' images often lack; without binaries
@@ -107,12 +108,10 @@ def main(arguments: Sequence[str]) -> int:
     FOLDER.mkdir(parents=True)
     fetch_wheels(FOLDER)
     compile_kernels(FOLDER, options.target, options.triton)
-    draft = options.output.with_name(f".{options.output.name}.{os.getpid()}")
-    with tarfile.open(draft, "w:xz") as archive:
+    with replacing(options.output) as draft, tarfile.open(draft, "w:xz") as archive:
         for name in tracked_files():
             archive.add(name, f"triton-convnets/{name}")
         archive.add(FOLDER, f"triton-convnets/{FOLDER}")
-    os.replace(draft, options.output)
     size = options.output.stat().st_size
     kernels = sum(1 for _ in (FOLDER / "triton-cache").rglob("*.cubin"))
     print(f"{options.output}: {size / 2**20:.1f} MiB, {kernels} kernels for {options.target}")

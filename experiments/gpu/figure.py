@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from kernels.files import replacing
 
 MARKERS = {"forward": "o", "input_gradient": "s", "weight_gradient": "^"}
 COLOURS = {"forward": "#0072b2", "input_gradient": "#d55e00", "weight_gradient": "#009e73"}
@@ -41,6 +42,5 @@ def draw(pairs: Sequence[dict[str, Any]], path: Path, rehearsal: bool) -> None:
     axes.set_title(title)
     axes.grid(which="both", color="0.92", linewidth=0.5)
     figure.legend(frameon=False, loc="outside lower center", ncols=3)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.png")
-    figure.savefig(beside, dpi=130)
-    os.replace(beside, path)
+    with replacing(path) as draft:
+        figure.savefig(draft, dpi=130)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.gpu.plan import STEPS
-from experiments.gpu.report import records, replace
+from experiments.gpu.report import records
+from kernels.files import replace
 
 Record = dict[str, Any]
 PLOT = "estimated-and-measured.png"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from kernels.files import replace
 
 FORMAT = 1
 DONE = "done"
@@ -92,10 +93,3 @@ def records(content: dict[str, Any], step: str, **fields: Any) -> list[dict[str,
     """Return the records of a step in the content of a report.json that have these values."""
     found = content["steps"].get(step, {}).get("records", [])
     return [each for each in found if all(each.get(name) == value for name, value in fields.items())]
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file beside the old one, then rename it: whoever reads meanwhile has a whole one."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

@@ -20,6 +20,7 @@ from experiments.inspection.tables import WIDTH, print_details, print_rows, prin
 from experiments.inspection.user_kernel import read_call
 from experiments.inspection.work import Job, inspected
 from kernels.checks import make_window
+from kernels.files import replace, replacing
 from kernels.problem import Problem
 from kernels.shape import Window
 from kernels.targets import TARGETS
@@ -50,13 +51,14 @@ def run(options: argparse.Namespace) -> int:
         print_rows(console, operations, target)
     print_sources(console, target)
     if options.json is not None:
-        options.json.write_text(json.dumps(figures_of(options.target, operations), indent=1) + "\n", encoding="utf-8")
+        replace(options.json, json.dumps(figures_of(options.target, operations), indent=1) + "\n")
     if options.plot is not None or options.logdir is not None:
         from experiments.inspection.figure import roofline, write_to_tensorboard  # takes a second to import
 
         figure = roofline(options.target, operations)
         if options.plot is not None:
-            figure.savefig(options.plot, dpi=150)
+            with replacing(options.plot) as draft:
+                figure.savefig(draft, dpi=150)
         if options.logdir is not None:
             write_to_tensorboard(figure, options.logdir, options.target)
     return 0

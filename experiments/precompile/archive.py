@@ -25,10 +25,10 @@ from triton.compiler import make_backend
 from triton.runtime.cache import triton_key
 
 import kernels
-from experiments.files import replacing
 from experiments.precompile.cache import cache_folder, libraries_of
 from experiments.precompile.relocation import regroup
 from experiments.precompile.target import builds_launchers, gpu_target
+from kernels.files import replacing
 
 MANIFEST = "manifest.json"
 FORMAT = 1

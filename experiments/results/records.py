@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import statistics
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.__main__ import read_config
+from kernels.files import replace
 
 KINDS = {  # of a run: options of `convnets fit`
     "ours": (),
@@ -106,6 +106,4 @@ class Records:
         """Keep a record, on disk too; the file is whole whenever the run ends."""
         self._known[job.key] = record
         text = json.dumps({key: dataclasses.asdict(each) for key, each in self._known.items()}, indent=1)
-        draft = self._path.with_name(self._path.name + ".part")
-        draft.write_text(text + "\n", encoding="utf-8")
-        os.replace(draft, self._path)
+        replace(self._path, text + "\n")

@@ -28,6 +28,7 @@ from experiments.results.report import Result, markdown
 from experiments.results.training import trained
 from experiments.summary.table import of_prediction, totals
 from experiments.summary.trace import layers_of
+from kernels.files import replace
 
 
 def run(options: argparse.Namespace) -> int:
@@ -128,7 +129,7 @@ def report(results: Sequence[Result], path: Path | None) -> int:
     text = markdown(results)
     print(text, flush=True)
     if path is not None:
-        path.write_text(text, encoding="utf-8")
+        replace(path, text)
     console = Console(stderr=True)
     faults = [(result.name, fault) for result in results for fault in result.faults()]
     for name, fault in faults:

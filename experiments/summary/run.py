@@ -12,6 +12,7 @@ from rich.console import Console
 from experiments.recipe import network_of_architecture, network_of_recipe
 from experiments.summary.table import WIDTH, figures_of, print_table
 from experiments.summary.trace import layers_of
+from kernels.files import replace
 
 
 def run(options: argparse.Namespace) -> int:
@@ -29,5 +30,5 @@ def run(options: argparse.Namespace) -> int:
     print_table(Console(width=None if sys.stdout.isatty() else WIDTH), type(network).__name__, rows)
     if options.json is not None:
         figures = figures_of(type(network).__name__, rows)
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        replace(options.json, json.dumps(figures, indent=1) + "\n")
     return 0

@@ -21,6 +21,7 @@ from kernels import layers
 from kernels.shape import is_channels_last
 from lightning_modules.captured_step import CaptureSteps
 from tests.experiments.conftest import DIGITS
+from tests.full_disk import full_disk
 from tests.lightning_modules.captured import Rerun
 
 RUN = Path("logs/digits/version_0")
@@ -273,3 +274,18 @@ def test_predicted_maps_are_files_of_their_own(convnets):
     assert 0 < probability.min() <= probability.max() <= 1
     assert convnets("predict", "--config", recipe, "--data.eval_samples=1", "--trainer.accelerator=cpu").code == 0
     assert len(list(Path("predictions").iterdir())) == 3  # a label, a prediction and a probability
+
+
+def test_a_full_disk_leaves_what_was_there(digits):
+    """What cannot be written ends a command with one line, and the files of before are whole."""
+    assert digits("fit", "--trainer.max_epochs=1").code == 0
+    assert digits("predict", "--ckpt_path=best").code == 0
+    directory = RUN / "checkpoints"
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    with full_disk(len(before["last.ckpt"]) // 2):
+        resumed = digits("fit", "--ckpt_path=last", "--trainer.max_epochs=2")
+    assert ".ckpt cannot be written: File too large" in resumed.error
+    with full_disk(3000):
+        predicted = digits("predict", "--ckpt_path=best")
+    assert "checkpoints cannot be written: File too large" in predicted.error
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
