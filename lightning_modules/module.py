@@ -40,6 +40,14 @@ class NetworkModule(pl.LightningModule):
         """The example comes here, too, a tensor that Lightning does not convert to the precision of the weights."""
         return batch.to(self.dtype) if isinstance(batch, Tensor) else batch
 
+    def on_validation_batch_start(self, batch: Batch | Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Raises ValueError where the images hold NaN or infinity: a figure of theirs would choose the checkpoint."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        if not images.isfinite().all():
+            raise ValueError(f"the images of batch {batch_idx} to evaluate hold NaN or infinity")
+
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+
     def compute(self, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         """Return the loss that is trained, and tensors for the metrics, detached.
 

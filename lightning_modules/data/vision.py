@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, default_collate
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from lightning_modules.data.image_files import read_image
 from lightning_modules.data.splits import SplitDataModule, Splits, stratified
 from lightning_modules.module import Batch
 
@@ -223,7 +224,7 @@ class ImageFolderDataModule(VisionDataModule):
     test, val is the test as well, as usual with ImageNet, whose test has no labels. By default, training images are
     cropped at random, resized to 224 x 224 and mirrored at random; others are resized to a shorter side of 256 and
     cropped in the middle. They are normalised by the mean and standard deviation of ImageNet, as torchvision's models
-    expect.
+    expect. `image_files.read_image` says how each mode is read.
 
     Args:
         root: directory of the data.
@@ -244,4 +245,4 @@ class ImageFolderDataModule(VisionDataModule):
         other = {"val": "test", "test": "val"}.get(split)
         if other is not None and not directory.exists() and Path(self.root, other).exists():
             return None
-        return datasets.ImageFolder(directory)
+        return datasets.ImageFolder(directory, loader=read_image)

@@ -64,6 +64,15 @@ def test_predictions(trainer, loader):
     torch.testing.assert_close(batches[0].probability, Constant().scores.softmax(0)[1].expand(3).detach())
 
 
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_images_to_evaluate_must_be_finite(trainer, stage):
+    images = torch.zeros(4, 1, 2, 2)
+    images[3, 0, 1, 1] = torch.inf
+    loader = DataLoader(TensorDataset(images, LABELS), batch_size=3)
+    with pytest.raises(ValueError, match="the images of batch 1 to evaluate hold NaN or infinity"):
+        getattr(trainer, stage)(Classifier(Constant(), partial(SGD, lr=0.1)), loader)
+
+
 class Scores(nn.Module):
     """Scores of seven classes that are the images; while training, twice these and thrice as from auxiliary ones."""
 

@@ -164,3 +164,21 @@ def test_nothing_is_downloaded_unless_wanted(tmp_path, monkeypatch):
 def test_share_is_checked():
     with pytest.raises(ValueError, match="validation must be between 0 and 1, got 1.0"):
         MNISTDataModule("data", validation=1.0)
+
+
+def test_images_of_16_bits_keep_their_levels(tmp_path):
+    write_folders(tmp_path, {"train": 5, "val": 2})
+    for path in (tmp_path / "val").rglob("*.png"):
+        Image.fromarray(np.full((30, 40), 128 * 257, np.uint16)).save(path)
+    data = made(ImageFolderDataModule, tmp_path, eval_transforms=[v2.Resize((8, 8))])
+    expected = (128 / 255 - torch.tensor(data.mean)) / torch.tensor(data.std)
+    torch.testing.assert_close(data.val[0][0].mean((1, 2)), expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_broken_image_is_named(tmp_path, num_workers):
+    write_folders(tmp_path, {"train": 5, "val": 2})
+    (tmp_path / "train" / "dog" / "3.png").write_bytes(b"no image")
+    data = made(ImageFolderDataModule, tmp_path, num_workers=num_workers)
+    with pytest.raises(ValueError, match=r"image .*train/dog/3\.png cannot be read"):
+        list(data.train_dataloader())
