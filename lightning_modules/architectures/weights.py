@@ -43,10 +43,13 @@ def read_safely(path: Path, what: str) -> Any:
         what: what the file is, to begin a message with.
 
     Raises:
-        ValueError: the file is damaged, or would have to run code to be read.
+        ValueError: the file cannot be read, is damaged, or would have to run code to be read.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # what reading damaged bytes raises depends on the bytes
         unsafe = _unsafe_globals(path)
         if unsafe:
@@ -54,6 +57,8 @@ def read_safely(path: Path, what: str) -> Any:
                 f"{what} {path} is refused: it holds more than tensors and plain values, "
                 f"and reading {', '.join(unsafe)} could run any code (only weights_only=True is accepted)"
             ) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ValueError(f"{what} {path} cannot be read: {error.strerror}") from error
         raise ValueError(f"{what} {path} is truncated or damaged, or no {what} at all") from error
 
 

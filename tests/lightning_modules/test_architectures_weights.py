@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from unittest import mock
 from urllib.error import URLError
 
 import pytest
@@ -80,6 +81,17 @@ def test_damaged_files_and_others(tmp_path):
     assert f"weights {path} is truncated or damaged" in refused(path)
     assert "must hold a state_dict" in refused(saved(path, [torch.ones(1)]))
     assert "must hold a state_dict" in refused(saved(path, {"epoch": 3, "state_dict": Network().state_dict()}))
+
+
+def test_a_file_that_the_system_does_not_give(tmp_path, monkeypatch):
+    path = saved(tmp_path / "it.pth", Network().state_dict())
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
+        assert f"weights {path} cannot be read: Permission denied" in refused(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", mock.Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            load_weights(Network(), str(path), "resnet18")
 
 
 @pytest.mark.parametrize("weights", ["resnet18.pth", "IMAGENET1K_V3", ".", ""])

@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 import torch
 from PIL import Image, ImageSequence
 
 from lightning_modules.gabor_score import likeness
 from lightning_modules.pictures import ANIMATED_CELL, CELL, GAP, fit_grid, frame, kernel_grid, save_growth, shown
+from tests.full_disk import full_disk
 
 
 def test_zero_is_grey_and_the_largest_weight_white_or_black():
@@ -70,6 +72,15 @@ def test_a_layer_on_one_scale():
     middle = GAP + 3 * 10 + 5
     image = kernel_grid(weight, "layer")
     assert image[0, middle, middle] == 255 and image[0, middle, middle + 7 * 10 + GAP] == 191
+
+
+def test_an_animation_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    frames = [frame(torch.randn(6, 1, 7, 7)) for _ in range(2)]
+    save_growth(frames, tmp_path / "growth.gif")
+    before = (tmp_path / "growth.gif").read_bytes()
+    with full_disk(1000), pytest.raises(OSError, match="growth.gif cannot be written"):
+        save_growth(frames, tmp_path / "growth.gif")
+    assert (tmp_path / "growth.gif").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 def test_growth_is_an_animation(tmp_path):
