@@ -5,15 +5,14 @@
     ...
     ]}
 
-Reading keeps what is sound and says what is not. Writing replaces the file at once, so that whoever reads it meanwhile,
-or after an interruption, has a whole one.
+Reading keeps what is sound and says what is not. A file is replaced, never rewritten (experiments/tune/recording.py):
+it is whole for whoever reads it meanwhile, or after an interruption.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,21 +85,11 @@ def read(path: Path, target: str) -> Table:
     return Table(records, tuple(faults))
 
 
-def write(path: Path, target: str, records: Iterable[Record]) -> None:
-    """Replace a table, its records in order of their products.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+def dumps(target: str, records: Iterable[Record]) -> str:
+    """Return a table as its file holds it, the records in order of their products."""
     ordered = sorted(records, key=lambda record: dataclasses.astuple(record.product))
     lines = ",\n".join(json.dumps(entry(record)) for record in ordered)
-    text = f'{{"format": {FORMAT}, "target": {json.dumps(target)}, "records": [\n{lines}\n]}}\n'
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    return f'{{"format": {FORMAT}, "target": {json.dumps(target)}, "records": [\n{lines}\n]}}\n'
 
 
 def _by_lines(text: str) -> tuple[Any, list[Any]]:

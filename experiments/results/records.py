@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from experiments.__main__ import read_config
 from kernels.files import replace
 
@@ -91,19 +93,24 @@ class Records:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            content: Any = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._known = {key: Record(**values) for key, values in content.items()}
+            self._known = self._read()
         except OSError as error:
             raise ValueError(f"--json {path}: {error.strerror}") from error
+
+    def _read(self) -> dict[str, Record]:
+        try:
+            content: Any = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
+            return {key: Record(**values) for key, values in content.items()}
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"--json {path} holds no results: {error}") from error
+            raise ValueError(f"--json {self._path} holds no results: {error}") from error
 
     def get(self, job: Job) -> Record | None:
         return self._known.get(job.key)
 
     def add(self, job: Job, record: Record) -> None:
-        """Keep a record, on disk too; the file is whole whenever the run ends."""
-        self._known[job.key] = record
-        text = json.dumps({key: dataclasses.asdict(each) for key, each in self._known.items()}, indent=1)
-        replace(self._path, text + "\n")
+        """Keep a record, on disk too, beside what other processes kept meanwhile; the file is whole at any time."""
+        with FileLock(self._path.with_name(f".{self._path.name}.lock")):
+            self._known = self._read() | {job.key: record}
+            text = json.dumps({key: dataclasses.asdict(each) for key, each in self._known.items()}, indent=1)
+            replace(self._path, text + "\n")

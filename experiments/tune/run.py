@@ -14,6 +14,7 @@ from rich.console import Console
 from experiments.convolutions import ARCHITECTURES, convolutions_of
 from experiments.interruption import interrupted_once
 from experiments.progress import progress
+from experiments.tune import recording
 from experiments.tune.compare import compare
 from experiments.tune.compiling import Compilers
 from experiments.tune.search import NotTuned, estimated_choice, measured_choice
@@ -21,6 +22,7 @@ from experiments.tune.source import is_current, source_of
 from experiments.tune.task import Task
 from kernels import backend, table, tuning
 from kernels.checks import make_window
+from kernels.files import replace
 from kernels.heuristics import INTERPRETER
 from kernels.problem import Problem
 from kernels.targets import TARGETS
@@ -146,13 +148,13 @@ class Tuner:
         self._measures = is_here(target)
         self._source = source_of(target, self._measures)
         found = table.read(path, target)
-        self._records = dict(found.records)
+        self._found, self._held = found.records, len(found.records)
         if found.faults:
             self._keep_a_copy(found.faults)
 
     def _keep_a_copy(self, faults: Sequence[str]) -> None:
         copy = self._path.with_name(f"{self._path.name}.bad")
-        copy.write_bytes(self._path.read_bytes())
+        replace(copy, self._path.read_bytes())
         for fault in faults:
             self._say(f"{self._path}: {fault}")
         self._say(f"what is wrong there will be left out; the file as it was is kept in {copy}")
@@ -177,9 +179,9 @@ class Tuner:
                     done += 1
                     bar.advance(line)
         except KeyboardInterrupt:
-            kept = f"{done} of {len(left)} were done, {self._path} holds {len(self._records)}"
+            kept = f"{done} of {len(left)} were done, {self._path} holds {self._held}"
             raise KeyboardInterrupt(f"{kept}; to go on: {self._options.command}") from None
-        self._say(f"{self._target}: {done} of {len(left)} done; {self._path} holds {len(self._records)}")
+        self._say(f"{self._target}: {done} of {len(left)} done; {self._path} holds {self._held}")
         return failed
 
     def _tuned(self, task: Task) -> bool:
@@ -194,15 +196,14 @@ class Tuner:
         record = table.Record(
             f"{task.operation}: {task.problem}", task.product, choice.tile, self._source | choice.figures
         )
-        self._records[task.product.problem_class] = record
-        table.write(self._path, self._target, self._records.values())
+        self._held = recording.add(self._path, self._target, record)
         self._say(f"{task}: {choice}")
         for tile, fault in choice.wrong.items():
             self._say(f"{task}: {tile} {fault}")
         return not choice.wrong
 
     def _stands(self, task: Task) -> bool:
-        record = self._records.get(task.product.problem_class)
+        record = self._found.get(task.product.problem_class)
         return record is not None and is_current(record.source, self._source)
 
     def _say(self, text: str) -> None:

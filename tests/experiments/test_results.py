@@ -30,6 +30,15 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert all(name in page for name in ("--seeds", "--json", "--markdown", "--again", "ablation"))
 
 
+def test_what_another_process_keeps_in_the_same_file_stays(tmp_path):
+    recipe, path = Path(DIGITS), tmp_path / "kept.json"
+    ours, theirs = Records(path), Records(path)
+    for records, seed in ((ours, 0), (theirs, 1), (ours, 2)):
+        records.add(Job(recipe, "ours", seed), Record({"test/accuracy": seed / 10}))
+    kept = Records(path)
+    assert [kept.get(Job(recipe, "ours", seed)).metrics["test/accuracy"] for seed in range(3)] == [0.0, 0.1, 0.2]
+
+
 def test_a_run_is_kept_and_not_repeated(convnets, monkeypatch, tmp_path):
     """One true run of the command; what else there is to compare it with was found before."""
     shutil.copy(DIGITS, "it.yaml")
@@ -52,7 +61,7 @@ def test_a_run_is_kept_and_not_repeated(convnets, monkeypatch, tmp_path):
     assert {"device", "torch", "date"} <= record.conditions.keys()
     distance = max(abs(a - b) for a, b in zip(record.curves["train/loss"], [2.0, 1.0], strict=True))
     assert f"| {distance:.1e} |" in re.sub(" +", " ", Path("it.md").read_text())
-    assert "29,226" in first.out and {path.name for path in Path().iterdir()} == {"it.yaml", "it.md", "kept.json"}
+    assert "29,226" in first.out and {path.name for path in Path().glob("[!.]*")} == {"it.yaml", "it.md", "kept.json"}
 
     monkeypatch.setattr(run, "trained", lambda *_: pytest.fail("it was run already"))
     stated = yaml.safe_load(recipe.read_text())

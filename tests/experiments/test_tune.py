@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 pytest.importorskip("kernels.conv", reason="triton is not installed")
 
-from experiments.tune import compiling, run, search, timing  # noqa: E402
+from experiments.tune import compiling, recording, run, search, timing  # noqa: E402
 from experiments.tune.compiling import Outcome, ranked  # noqa: E402
 from experiments.tune.source import is_current  # noqa: E402
 from experiments.tune.timing import Case, fastest  # noqa: E402
@@ -52,6 +53,10 @@ class StandIn:
 
     def __exit__(self, *_):
         pass
+
+    @staticmethod
+    def interrupted(*_):
+        raise KeyboardInterrupt
 
     def run(self, jobs):
         self.jobs.extend(jobs)
@@ -133,6 +138,66 @@ def test_an_interruption_keeps_what_is_done_and_says_how_to_go_on(tune, monkeypa
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     monkeypatch.setattr(StandIn, "interrupt_at", None)
     assert "2 to tune, 1 recorded already" in tune(*LAYER, "--candidates", "4").out and len(records()) == 3
+
+
+def test_what_others_record_meanwhile_stays(tune, monkeypatch):
+    other = table.Record(
+        "other", Product("forward", "float16", 4096, 64, 64, 9), Tile(128, 64, 32), {"kind": "estimate"}
+    )
+
+    def run(self, jobs):
+        recording.add(Path("t.json"), "sm_80", other)
+        return StandIn.run(self, jobs)
+
+    monkeypatch.setattr("experiments.tune.run.Compilers", type("Meanwhile", (StandIn,), {"run": run}))
+    outcome = tune(*LAYER)
+    assert outcome.code == 0 and "t.json holds 4" in outcome.out
+    assert [record["problem"] for record in records()].count("other") == 1 and len(records()) == 4
+
+
+ADDING = """
+import sys
+from pathlib import Path
+from experiments.tune import recording
+from kernels import table
+from kernels.tile import Product, Tile
+
+def read(*args, read=table.read):
+    found = read(*args)
+    print("read", flush=True)
+    sys.stdin.readline()
+    return found
+
+table.read = read
+product = Product("forward", "float16", 4096, 64, 64, 9)
+recording.add(Path("t.json"), "sm_80", table.Record("theirs", product, Tile(128, 64, 32), {"kind": "estimate"}))
+"""
+
+
+def test_between_reading_and_writing_nobody_else_can_record(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(Path(run.__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, "-c", ADDING], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "read\n"
+        (lock,) = tmp_path.glob(".*.lock")
+        with pytest.raises(TimeoutError):
+            FileLock(lock).acquire(timeout=0)
+        process.communicate("go on\n")
+    assert process.returncode == 0
+    product = Product("forward", "float16", 512, 64, 64, 9)
+    ours = table.Record("ours", product, Tile(128, 64, 32), {"kind": "estimate"})
+    assert recording.add(Path("t.json"), "sm_80", ours) == 2
+    assert {record["problem"] for record in records()} == {"ours", "theirs"}
+
+
+def test_an_interruption_while_writing_leaves_the_old_table(tune, monkeypatch):
+    tune(*LAYER, "--limit", "1")
+    before = Path("t.json").read_text()
+    monkeypatch.setattr(os, "replace", StandIn.interrupted)
+    assert tune(*LAYER).code == 130 and Path("t.json").read_text() == before
+    assert sorted(path.name for path in Path().iterdir()) == [".t.json.lock", "t.json"]
 
 
 def test_the_number_of_processes_does_not_change_the_choice(tune):

@@ -68,7 +68,7 @@ def test_a_choice_is_looked_up_once(monkeypatch):
 def test_a_record_holds_for_its_class_and_is_preferred(monkeypatch, tmp_path):
     product, tile = Product("weight_gradient", "float16", 64, 32, 1100, 9), Tile(16, 32, 64, splits=5)
     monkeypatch.setattr(table, "TUNED", tmp_path)
-    table.write(tmp_path / "sm_12.json", "sm_12", [table.Record("", product, tile, {"kind": "estimate"})])
+    (tmp_path / "sm_12.json").write_text(table.dumps("sm_12", [table.Record("", product, tile, {"kind": "estimate"})]))
     monkeypatch.setattr(tuning, "target", lambda device=None: "sm_12")
     of_depth = lambda depth: tuning.tile("weight_gradient", torch.float16, 64, 32, depth, 9)  # noqa: E731
     assert of_depth(1100) == of_depth(1024) == of_depth(1279) == tile
@@ -166,7 +166,7 @@ def test_splits_follow_the_positions():
 def test_a_record_holds_for_other_batches(tuned, monkeypatch, tmp_path):
     product, tile = Product("forward", "float16", tuned * 784, 128, 128, 9), Tile(64, 32, 32, 4, 3)
     monkeypatch.setattr(table, "TUNED", tmp_path)
-    table.write(tmp_path / "sm_13.json", "sm_13", [table.Record("", product, tile, {"kind": "estimate"})])
+    (tmp_path / "sm_13.json").write_text(table.dumps("sm_13", [table.Record("", product, tile, {"kind": "estimate"})]))
     monkeypatch.setattr(tuning, "target", lambda device=None: "sm_13")
     of_batch = lambda batch: tuning.tile("forward", torch.float16, batch * 784, 128, 128, 9, batch=batch)  # noqa: E731
     assert {of_batch(batch) for batch in (9, 31, 32, 100, 128)} == {tile}
