@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from kernels.files import replacing_all
+from lightning_modules.files import replacing_all
 from lightning_modules.gabor_figures import DPI
 
 

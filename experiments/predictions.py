@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from kernels.files import replacing_all
+from lightning_modules.files import replacing_all
 
 NAME = "predictions"
 

@@ -17,7 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from kernels.files import replace
+from lightning_modules.files import replace
 from lightning_modules.gabor_figures import pixels, shapes
 from lightning_modules.gabor_score import Likeness, likeness, not_measurable, scores
 from lightning_modules.pictures import Scale, fit_grid, frame, kernel_grid, png, save_growth

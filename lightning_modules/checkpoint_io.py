@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from kernels.files import replace
+from lightning_modules.files import replace
 
 
 class DurableCheckpointIO(TorchCheckpointIO):

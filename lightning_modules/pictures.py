@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from kernels.files import replacing
+from lightning_modules.files import replacing
 from lightning_modules.gabor_score import Likeness
 
 CELL = 64  # pixels that a kernel's longer side takes at least

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.bench.report import Rows, by_architecture
-from kernels.files import replacing
+from lightning_modules.files import replacing
 
 COLOURS = ("#0072b2", "#009e73", "#d55e00")  # to be told apart by the colour-blind, too (Okabe and Ito)
 MARKERS = ("o", "s", "x")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.gallery.example import Claim, written
-from kernels.files import replace
+from lightning_modules.files import replace
 
 if TYPE_CHECKING:
     from experiments.gallery.run import Run, Shown

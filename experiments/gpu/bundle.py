@@ -22,7 +22,7 @@ from pathlib import Path
 
 from experiments.gpu.step import MARK
 from experiments.precompile.relocation import relocate
-from kernels.files import replacing
+from lightning_modules.files import replacing
 
 FOLDER = Path("build/gpu-bundle")  # in the tree that is carried
 WHEELS = ("jsonargparse", "typeshed-client", "docstring-parser")  # what trainers' images often lack; without binaries

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kernels.files import replacing
+from lightning_modules.files import replacing
 
 MARKERS = {"forward": "o", "input_gradient": "s", "weight_gradient": "^"}
 COLOURS = {"forward": "#0072b2", "input_gradient": "#d55e00", "weight_gradient": "#009e73"}

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.gpu.plan import STEPS
 from experiments.gpu.report import records
-from kernels.files import replace
+from lightning_modules.files import replace
 
 Record = dict[str, Any]
 PLOT = "estimated-and-measured.png"

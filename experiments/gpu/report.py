@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kernels.files import replace
+from lightning_modules.files import replace
 
 FORMAT = 1
 DONE = "done"

@@ -20,10 +20,10 @@ from experiments.inspection.tables import WIDTH, print_details, print_rows, prin
 from experiments.inspection.user_kernel import read_call
 from experiments.inspection.work import Job, inspected
 from kernels.checks import make_window
-from kernels.files import replace, replacing
 from kernels.problem import Problem
 from kernels.shape import Window
 from kernels.targets import TARGETS
+from lightning_modules.files import replace, replacing
 
 
 def run(options: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ import kernels
 from experiments.precompile.cache import cache_folder, libraries_of
 from experiments.precompile.relocation import regroup
 from experiments.precompile.target import builds_launchers, gpu_target
-from kernels.files import replacing
+from lightning_modules.files import replacing
 
 MANIFEST = "manifest.json"
 FORMAT = 1

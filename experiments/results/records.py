@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from experiments.__main__ import read_config
-from kernels.files import replace
+from lightning_modules.files import replace
 
 KINDS = {  # of a run: options of `convnets fit`
     "ours": (),

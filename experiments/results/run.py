@@ -28,7 +28,7 @@ from experiments.results.report import Result, markdown
 from experiments.results.training import trained
 from experiments.summary.table import of_prediction, totals
 from experiments.summary.trace import layers_of
-from kernels.files import replace
+from lightning_modules.files import replace
 
 
 def run(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from rich.console import Console
 from experiments.recipe import network_of_architecture, network_of_recipe
 from experiments.summary.table import WIDTH, figures_of, print_table
 from experiments.summary.trace import layers_of
-from kernels.files import replace
+from lightning_modules.files import replace
 
 
 def run(options: argparse.Namespace) -> int:

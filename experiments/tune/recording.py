@@ -7,8 +7,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from kernels import table
-from kernels.files import replace
 from kernels.table import Record
+from lightning_modules.files import replace
 
 
 def add(path: Path, target: str, record: Record) -> int:

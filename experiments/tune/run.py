@@ -22,11 +22,11 @@ from experiments.tune.source import is_current, source_of
 from experiments.tune.task import Task
 from kernels import backend, table, tuning
 from kernels.checks import make_window
-from kernels.files import replace
 from kernels.heuristics import INTERPRETER
 from kernels.problem import Problem
 from kernels.targets import TARGETS
 from kernels.tile import Product
+from lightning_modules.files import replace
 
 WIDTH = 160  # characters, where no terminal says how many there are
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.files import replace, replacing, replacing_all
+from lightning_modules.files import replace, replacing, replacing_all
 from tests.full_disk import full_disk
 
 
