@@ -8,6 +8,7 @@ import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -146,36 +147,58 @@ def _joined(values: Sequence[int]) -> str:
 class CsvFile:
     """A CSV file that grows by whole rows, so that it is sound whenever the run ends.
 
+    The first rows take the place of an earlier content. Where the disk is full, measuring goes on without the file.
+
     Args:
         provenance: columns that are the same in every row.
 
     Raises:
-        ValueError: the file cannot be written.
+        ValueError: the file cannot be written; on `close`, not all of its rows could be.
     """
 
     def __init__(self, path: Path, provenance: Mapping[str, str]) -> None:
-        try:
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        except OSError as error:
-            raise ValueError(f"--csv {path}: {error.strerror}") from error
+        self._path = path
         self._provenance = provenance
         self._fields = (*COLUMNS, "revision", *provenance)
-        self._write([dict(zip(self._fields, self._fields, strict=True))])
+        self._size = 0  # bytes of whole rows
+        self._error: OSError | None = None
+        try:
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise ValueError(f"--csv {path}: {error.strerror}") from error
 
     def add(self, results: Sequence[Result], revisions: Mapping[str, str]) -> None:
-        """The results of one task; `revisions` of the code, by implementation."""
+        """Add the results of one task; `revisions` are those of the code, by implementation."""
         base = results[-1]
-        self._write(
-            [
-                columns_of(result, base) | {"revision": revisions[result.implementation]} | dict(self._provenance)
-                for result in results
-            ]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._fields, lineterminator="\n")
+        if self._size == 0:
+            writer.writeheader()
+        writer.writerows(
+            columns_of(result, base) | {"revision": revisions[result.implementation]} | dict(self._provenance)
+            for result in results
         )
+        if self._error is None:
+            self._write(text.getvalue().encode())
 
     def close(self) -> None:
         os.close(self._file)
+        if self._error is not None:
+            raise ValueError(f"--csv {self._path} lacks rows: {self._error.strerror}") from self._error
 
-    def _write(self, rows: Sequence[Mapping[str, object]]) -> None:
-        text = io.StringIO()
-        csv.DictWriter(text, self._fields, lineterminator="\n").writerows(rows)
-        os.write(self._file, text.getvalue().encode())
+    def _write(self, rows: bytes) -> None:
+        if self._size == 0:
+            self._cut()
+        written = 0
+        try:
+            while written < len(rows):
+                written += os.write(self._file, rows[written:])
+            self._size += written
+        except OSError as error:
+            self._error = error
+            self._cut()
+
+    def _cut(self) -> None:
+        """Remove what is no whole row."""
+        with suppress(OSError):  # a pipe
+            os.ftruncate(self._file, self._size)

@@ -75,8 +75,6 @@ def run(options: argparse.Namespace) -> int:
                 rows.append(row)
         except KeyboardInterrupt:
             interrupted = True
-    if rows_file is not None:
-        rows_file.close()
     if rows:
         names = list(contenders)
         print_tables(console, rows, names, rates=device != "cpu")
@@ -84,6 +82,8 @@ def run(options: argparse.Namespace) -> int:
             from experiments.bench.figure import draw  # takes a second to import
 
             draw(options.plot, rows, names, headline(options, provenance))
+    if rows_file is not None:
+        rows_file.close()
     if interrupted:
         kept = f", kept in {options.csv}" if rows_file is not None else ""
         raise KeyboardInterrupt(f"{len(rows)} of {len(tasks)} operations were measured{kept}")

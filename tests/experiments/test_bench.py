@@ -17,11 +17,13 @@ from experiments.closeness import Closeness
 from experiments.convolutions import Layer
 from kernels import problem
 from kernels.shape import Window
+from tests.full_disk import full_disk
 
 conv = pytest.importorskip("kernels.conv", reason="triton is not installed")
 
 OURS = "triton" if torch.cuda.is_available() else "interpreted"
 on_device = pytest.mark.usefixtures("device")  # the command takes the GPU where there is one
+
 SMALL = ("--architecture", "lenet", "--layer", "fc2", "--repeats", "2")
 
 
@@ -59,6 +61,18 @@ def test_measures_a_layer_as_a_user_starts_it(tmp_path):
         assert row["torch"] == torch.__version__ and row["device"] and row["date"] and row["revision"]
         assert (row["ratio_to"] == "torch") is (float(row["ratio"] or 0) > 0) is (row["implementation"] != "torch")
     assert f"{OURS} / torch" in run.stdout and re.search(r"lenet +│ step +│ +1 │", run.stdout)
+
+
+@on_device
+def test_a_full_disk_costs_rows_of_the_file_only(convnets):
+    options = [*SMALL, "--implementation", "torch", "--operation", "forward", "input_gradient", "--csv", "it.csv"]
+    assert convnets("bench", *options).code == 0
+    rows = rows_of("it.csv")
+    with full_disk(Path("it.csv").stat().st_size - 30):
+        run = convnets("bench", *options)
+    assert run.error == "--csv it.csv lacks rows: File too large"
+    assert "forward" in run.out and "input_gradient" in run.out
+    assert [row["operation"] for row in rows_of("it.csv")] == [row["operation"] for row in rows[:-1]]
 
 
 @on_device
