@@ -1,4 +1,4 @@
-"""Batch normalisation with residual addition and ReLU, and its gradient: two Triton kernels each.
+"""Batch normalisation with residual addition and ReLU: two Triton kernels, and two in kernels/norm_gradient.py.
 
     mean[c], var[c] = over the positions i of a batch, x[i, c]'s mean and its mean squared distance from it
     xhat[i, c] = (x[i, c] - mean[c]) / sqrt(var[c] + eps)
@@ -21,22 +21,20 @@ by one, with an error that grows with the number of terms.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import backend, grid, tuning
+from kernels import backend, grid
 from kernels import norm_parts as parts
 from kernels.plan import Buffer, Dense, Launch, buffer, no_buffer, planned
-from kernels.shape import accumulator_dtype, cdiv, memory_format
-
-EXTENTS = ("positions", "steps")  # no kernel is compiled anew for theirs
+from kernels.shape import accumulator_dtype, memory_format
 
 
-@triton.jit(do_not_specialize=EXTENTS)
+@triton.jit(do_not_specialize=parts.EXTENTS)
 def _statistics_kernel(
     x_ptr, mean_ptr, m2_ptr,  # [M, C], shares [splits, C] of both; means less the channel's origin
     positions, channels, steps,  # M, C, blocks of BM positions in a split
@@ -69,7 +67,7 @@ def _statistics_kernel(
     tl.store(m2_ptr + split * channels + channel, m2_share, mask=exists)
 
 
-@triton.jit(do_not_specialize=EXTENTS)
+@triton.jit(do_not_specialize=parts.EXTENTS)
 def _normalise_kernel(
     x_ptr, share_ptr, m2_ptr,  # [M, C], shares [splits, C] or None
     mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr,  # [C], written if there are shares; [C], [M, C]
@@ -116,76 +114,6 @@ def _normalise_kernel(
         tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=valid)
 
 
-@triton.jit(do_not_specialize=EXTENTS)
-def _gradient_sums_kernel(
-    dy_ptr, x_ptr, y_ptr,  # [M, C], the same, the ReLU's output or None
-    mean_ptr, var_ptr, dweight_ptr, dbias_ptr,  # [C], shares [splits, C] of both
-    positions, channels, steps,
-    EPS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    split, start, channel = parts.locate(channels, steps, INDEX, BM, BN)
-    exists = channel < channels
-    mean = tl.load(mean_ptr + channel, mask=exists, other=0.0).to(ACC)
-    var = tl.load(var_ptr + channel, mask=exists, other=0.0).to(ACC)
-
-    # Sum by column.
-    dweight = tl.full((BN, BM), 0.0, ACC)
-    dbias = tl.full((BN, BM), 0.0, ACC)
-    for step in range(steps):
-        position = start + step * BM + tl.arange(0, BM)[None, :]
-        valid = (position < positions) & exists
-        offset = position * channels + channel
-        dy = parts.relu_backward(dy_ptr, y_ptr, offset, valid, ACC)
-        x = tl.load(x_ptr + offset, mask=valid, other=0.0).to(ACC)
-        dweight += dy * (x - mean)
-        dbias += dy
-
-    # Combine the columns and store.
-    share = split * channels + channel
-    dweight_share = tl.sum(dweight, axis=1, keep_dims=True) / tl.sqrt(var + EPS)
-    tl.store(dweight_ptr + share, dweight_share, mask=exists)
-    tl.store(dbias_ptr + share, tl.sum(dbias, axis=1, keep_dims=True), mask=exists)
-
-
-@triton.jit(do_not_specialize=EXTENTS)
-def _gradient_kernel(
-    dy_ptr, x_ptr, y_ptr, mean_ptr, var_ptr, weight_ptr,  # [M, C], the same, [M, C] or None, [C], [C] or None
-    dweight_share_ptr, dbias_share_ptr,  # [splits, C] or None
-    dx_ptr, dresidual_ptr, dweight_ptr, dbias_ptr,  # [M, C], [M, C] or None, [C] if there are shares
-    positions, channels, steps,
-    TRAINING: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
-    BS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    _, start, channel = parts.locate(channels, steps, INDEX, BM, BN)
-    exists = channel < channels
-
-    # What all positions of a channel share.
-    mean = tl.load(mean_ptr + channel, mask=exists, other=0.0).to(ACC)
-    rstd = 1.0 / tl.sqrt(tl.load(var_ptr + channel, mask=exists, other=0.0).to(ACC) + EPS)
-    scale = rstd
-    if weight_ptr is not None:
-        scale = rstd * tl.load(weight_ptr + channel, mask=exists, other=0.0).to(ACC)
-    if dweight_share_ptr is not None:
-        dweight = parts.total(dweight_share_ptr, channel, channels, positions, steps * BM, BS, INDEX)
-        dbias = parts.total(dbias_share_ptr, channel, channels, positions, steps * BM, BS, INDEX)
-        first = exists & (channel * 0 + start == 0)
-        tl.store(dweight_ptr + channel, dweight, mask=first)
-        tl.store(dbias_ptr + channel, dbias, mask=first)
-
-    # Propagate.
-    for step in range(steps):
-        position = start + step * BM + tl.arange(0, BM)[None, :]
-        valid = (position < positions) & exists
-        offset = position * channels + channel
-        dy = parts.relu_backward(dy_ptr, y_ptr, offset, valid, ACC)
-        if dresidual_ptr is not None:
-            tl.store(dresidual_ptr + offset, dy.to(dresidual_ptr.dtype.element_ty), mask=valid)
-        if TRAINING:
-            xhat = (tl.load(x_ptr + offset, mask=valid, other=0.0).to(ACC) - mean) * rstd
-            dy -= (dbias + xhat * dweight) / positions
-        tl.store(dx_ptr + offset, (dy * scale).to(dx_ptr.dtype.element_ty), mask=valid)
-
-
 class _Plan(NamedTuple):
     """The plan of a batch norm: how tensors are read, what is made, and the launches, `statistics` in training only."""
 
@@ -195,28 +123,6 @@ class _Plan(NamedTuple):
     statistics: Launch | None
     normalise: Launch
     layout: torch.memory_format
-
-
-class _GradientPlan(NamedTuple):
-    """The plan of its gradient: how tensors are read, what is made, and the launches, `sums` only where it has any."""
-
-    dense: Dense
-    dx: Buffer
-    dresidual: Buffer
-    shares: Buffer
-    sums: Launch | None
-    propagate: Launch
-    layout: torch.memory_format
-
-
-class _Extents(NamedTuple):
-    """The way of kernels through x: programs, splits, extents (positions, channels, steps), and constants."""
-
-    programs: tuple[int]
-    splits: int
-    extents: tuple[int, int, int]
-    block: int
-    constants: dict[str, Any]
 
 
 def batch_norm(
@@ -230,7 +136,7 @@ def batch_norm(
     batch's mean and unbiased variance by that share. Two launches where the batch's are taken, else one.
     """
     training = mean is None or momentum is not None
-    batch_mean, batch_var = _per_channel(x, training), _per_channel(x, training)
+    batch_mean, batch_var = parts.per_channel(x, training), parts.per_channel(x, training)
     if momentum is None:
         used = (batch_mean, batch_var) if training else (mean, var)
         y = _batch_norm(x, weight, bias, residual, *used, None, None, 0.0, training, eps, relu)
@@ -253,11 +159,6 @@ def _as_kernels_move(running: Tensor) -> Tensor:
     return running.contiguous()
 
 
-def _per_channel(x: Tensor, present: bool = True) -> Tensor:
-    """Return an uninitialised [C] of the type that x is summed in; empty unless `present`."""
-    return torch.empty(x.shape[1] if present else 0, dtype=accumulator_dtype(x), device=x.device)
-
-
 @backend.upcasts_bfloat16
 def _batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor,
@@ -278,7 +179,7 @@ def _plan(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor,
     running_mean: Tensor | None, running_var: Tensor | None, training: bool, eps: float, relu: bool,
 ) -> _Plan:  # fmt: skip
-    programs, splits, extents, block, constants = _extents(x, training)
+    programs, splits, extents, block, constants = parts.extents_of(x, training)
     return _Plan(
         Dense(x, weight, bias, residual, mean, var),
         buffer(tuple(x.shape), x),
@@ -287,73 +188,3 @@ def _plan(
         Launch(_normalise_kernel, programs, *extents, EPS=eps, RELU=relu, BS=block, **constants),
         memory_format(x),
     )
-
-
-def batch_norm_gradient(
-    dy: Tensor, x: Tensor, weight: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor, eps: float,
-    training: bool, parameters: bool, residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx, dweight [C], dbias [C] and dresidual of `batch_norm`; dy counts only where y > 0, if given.
-
-    Args:
-        mean, var: [C], what x was normalised by: the batch's in training.
-        parameters: whether to give dweight and dbias, in the type they are summed in; else they are empty.
-        residual: whether to give the residual's gradient, dy where y > 0; else it is empty.
-
-    Two launches, or one where neither `training` nor `parameters` needs the sums.
-    """
-    dweight, dbias = (_per_channel(x, training or parameters) for _ in range(2))
-    dx, dresidual = _batch_norm_gradient(dy, x, weight, y, mean, var, dweight, dbias, eps, training, residual)
-    if not parameters:
-        dweight, dbias = (_per_channel(x, False) for _ in range(2))
-    return dx, dweight, dbias, dresidual
-
-
-@backend.upcasts_bfloat16
-def _batch_norm_gradient(
-    dy: Tensor, x: Tensor, weight: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor,
-    dweight: Tensor, dbias: Tensor, eps: float, training: bool, residual: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dx and dresidual of `batch_norm_gradient`, which writes dweight and dbias where they are not empty."""
-    plan = _plan_gradient(dy, x, weight, y, mean, var, dweight.numel() > 0, float(eps), training, residual)
-    dy, x, weight, y, mean, var = plan.dense(dy, x, weight, y, mean, var)
-    dx, dresidual, dweight_shares, dbias_shares = plan.dx(), plan.dresidual(), plan.shares(), plan.shares()
-    if plan.sums is not None:
-        plan.sums(dy, x, y, mean, var, dweight_shares, dbias_shares)
-    plan.propagate(
-        dy, x, y, mean, var, weight, dweight_shares, dbias_shares, dx, dresidual if residual else None, dweight, dbias
-    )
-    layout = plan.layout
-    return dx.contiguous(memory_format=layout), dresidual.contiguous(memory_format=layout) if residual else dresidual
-
-
-@planned
-def _plan_gradient(
-    dy: Tensor, x: Tensor, weight: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor,
-    summed: bool, eps: float, training: bool, residual: bool,
-) -> _GradientPlan:  # fmt: skip
-    programs, splits, extents, block, constants = _extents(x, summed)
-    return _GradientPlan(
-        Dense(dy, x, weight, y, mean, var),
-        buffer(tuple(x.shape), x),
-        buffer(tuple(x.shape) if residual else (0,), x),
-        buffer((splits, x.shape[1]), x, accumulator_dtype(x)) if summed else no_buffer,
-        Launch(_gradient_sums_kernel, programs, *extents, EPS=eps, **constants) if summed else None,
-        Launch(_gradient_kernel, programs, *extents, TRAINING=training, EPS=eps, BS=block, **constants),
-        memory_format(x),
-    )
-
-
-def _extents(x: Tensor, summed: bool) -> _Extents:
-    channels = x.shape[1]
-    positions = x.numel() // channels
-    tile = tuning.norm_tile(positions, channels, x.element_size(), x.device)
-    steps = cdiv(cdiv(positions, tile.m), tile.splits)
-    splits = cdiv(positions, steps * tile.m)  # none is empty
-    most = max(splits, 1 if backend.INTERPRETING else tuning.most_norm_splits(channels))
-    block = triton.next_power_of_2(most) if summed else 1  # a constant: not to vary with the batch
-    constants = {
-        "ACC": grid.accumulator_type(x), "INDEX": grid.index_type(x.numel()),
-        "BM": tile.m, "BN": tile.n, "num_warps": tile.warps,
-    }  # fmt: skip
-    return _Extents((splits * cdiv(channels, tile.n),), splits, (positions, channels, steps), block, constants)

@@ -2,10 +2,49 @@
 
 from __future__ import annotations
 
-import triton.language as tl
+from typing import Any, NamedTuple
 
-from kernels import grid
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels import backend, grid, tuning
 from kernels.backend import device_function
+from kernels.shape import accumulator_dtype, cdiv
+
+EXTENTS = ("positions", "steps")  # no kernel is compiled anew for theirs
+
+
+class Extents(NamedTuple):
+    """The way of kernels through x: programs, splits, extents (positions, channels, steps), and constants."""
+
+    programs: tuple[int]
+    splits: int
+    extents: tuple[int, int, int]
+    block: int
+    constants: dict[str, Any]
+
+
+def extents_of(x: Tensor, summed: bool) -> Extents:
+    """Return how kernels go through x [N, C, *grid], `summed` where they share sums among splits."""
+    channels = x.shape[1]
+    positions = x.numel() // channels
+    tile = tuning.norm_tile(positions, channels, x.element_size(), x.device)
+    steps = cdiv(cdiv(positions, tile.m), tile.splits)
+    splits = cdiv(positions, steps * tile.m)  # none is empty
+    most = max(splits, 1 if backend.INTERPRETING else tuning.most_norm_splits(channels))
+    block = triton.next_power_of_2(most) if summed else 1  # a constant: not to vary with the batch
+    constants = {
+        "ACC": grid.accumulator_type(x), "INDEX": grid.index_type(x.numel()),
+        "BM": tile.m, "BN": tile.n, "num_warps": tile.warps,
+    }  # fmt: skip
+    return Extents((splits * cdiv(channels, tile.n),), splits, (positions, channels, steps), block, constants)
+
+
+def per_channel(x: Tensor, present: bool = True) -> Tensor:
+    """Return an uninitialised [C] of the type that x is summed in; empty unless `present`."""
+    return torch.empty(x.shape[1] if present else 0, dtype=accumulator_dtype(x), device=x.device)
 
 
 @device_function

@@ -185,7 +185,7 @@ def batch_norm_gradient(
     dy: Tensor, x: Tensor, weight: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor, eps: float,
     training: bool, parameters: bool, residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """See `kernels.norm.batch_norm_gradient`."""
+    """See `kernels.norm_gradient.batch_norm_gradient`."""
     signal = masked(dy, y)
     dresidual = signal.to(x.dtype) if residual else x.new_empty(0)
     signal = signal.to(accumulator_dtype(x))

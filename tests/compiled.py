@@ -28,7 +28,7 @@ import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from kernels import boxes, conv, heuristics, norm, pool, tuning  # noqa: E402
+from kernels import boxes, conv, heuristics, norm, norm_gradient, pool, tuning  # noqa: E402
 from kernels.inspect import Compiled, compiling_for  # noqa: E402
 from kernels.shape import POINT  # noqa: E402
 from kernels.targets import TARGETS  # noqa: E402
@@ -117,8 +117,8 @@ def normalise(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     y, mean, var = norm.batch_norm(x, parameter, parameter, x, None, None, None, 1e-5, True)
     for momentum in (None, 0.1):
         norm.batch_norm(x, parameter, parameter, x, parameter, parameter, momentum, 1e-5, True)
-    norm.batch_norm_gradient(x, x, parameter, y, mean, var, 1e-5, True, True, True)
-    norm.batch_norm_gradient(x, x, parameter, y, mean, var, 1e-5, False, False, False)
+    norm_gradient.batch_norm_gradient(x, x, parameter, y, mean, var, 1e-5, True, True, True)
+    norm_gradient.batch_norm_gradient(x, x, parameter, y, mean, var, 1e-5, False, False, False)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import boxes, conv, functional, norm, pool, tuning
+from kernels import boxes, conv, functional, norm, norm_gradient, pool, tuning
 from kernels.checks import make_window
 from kernels.tile import Tile
 
@@ -59,7 +59,7 @@ def launchers(device: str) -> dict[str, HostCall]:
         "its gradient": HostCall(lambda: pool.max_pool_gradient(largest, taps, pooling, (8, 8)), 8),
         "batch norm": HostCall(lambda: norm.batch_norm(x, bias, bias, None, None, None, None, EPS, True), 16),
         "batch norm's gradient": HostCall(
-            lambda: norm.batch_norm_gradient(y, x, bias, y, mean, var, EPS, True, True, False), 16
+            lambda: norm_gradient.batch_norm_gradient(y, x, bias, y, mean, var, EPS, True, True, False), 16
         ),
     }
     if boxes.has_tma(tuning.target()):

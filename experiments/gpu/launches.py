@@ -13,7 +13,7 @@ interpret_in_rehearsal()
 
 import torch  # noqa: E402
 
-from kernels import boxes, conv, norm, pool, tuning  # noqa: E402
+from kernels import boxes, conv, norm, norm_gradient, pool, tuning  # noqa: E402
 from kernels.checks import make_window  # noqa: E402
 from kernels.tile import Tile  # noqa: E402
 
@@ -39,7 +39,7 @@ def small() -> None:
         pool.average_pool_gradient(pool.average_pool(x, window, (5, 4), 0, False), window, (9, 7), 0, False)
         ones = torch.ones(6, device=DEVICE, dtype=dtype)
         y, mean, var = norm.batch_norm(x, ones, ones, x, None, None, None, EPS, True)
-        norm.batch_norm_gradient(y, x, ones, y, mean, var, EPS, True, True, True)
+        norm_gradient.batch_norm_gradient(y, x, ones, y, mean, var, EPS, True, True, True)
         if boxes.has_tma(tuning.target()):
             x, weight = (torch.randn(s, device=DEVICE).to(dtype) for s in ((2, 32, 9, 7), (16, 32, 3, 3)))
             with tuning.use_tile(Tile(64, 16, 16, boxes=True)):

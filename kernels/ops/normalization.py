@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import norm, reference
+from kernels import norm, norm_gradient, reference
 from kernels.ops.registry import Operator, operator
 from kernels.shape import accumulator_dtype, fake
 
@@ -46,8 +46,8 @@ def batch_norm_gradient(
     dy: Tensor, x: Tensor, weight: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor, eps: float,
     training: bool, parameters: bool, residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """See `kernels.norm.batch_norm_gradient`."""
-    return norm.batch_norm_gradient(dy, x, weight, y, mean, var, eps, training, parameters, residual)
+    """See `kernels.norm_gradient.batch_norm_gradient`."""
+    return norm_gradient.batch_norm_gradient(dy, x, weight, y, mean, var, eps, training, parameters, residual)
 
 
 @batch_norm_gradient.fake

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import conv, norm, pool, tuning
+from kernels import conv, norm, norm_gradient, pool, tuning
 from kernels.checks import make_window
 from kernels.shape import POINT, Window
 from kernels.tile import Tile
@@ -68,7 +68,7 @@ def norms(shape: tuple[int, ...], dtype: torch.dtype, layout: str, parameters: b
     y, *batch = norm.batch_norm(x, weight, bias, residual, *running, momentum, 1e-5, parameters)
     statistics = running if mode == "running" else batch
     mask = y if parameters else None
-    norm.batch_norm_gradient(dy, x, weight, mask, *statistics, 1e-5, mode != "running", parameters, parameters)
+    norm_gradient.batch_norm_gradient(dy, x, weight, mask, *statistics, 1e-5, mode != "running", parameters, parameters)
 
 
 def cases() -> dict[str, Case]:
