@@ -290,9 +290,12 @@ def check_divisor(op: str, divisor: int | None) -> int:
 
 def check_batch_norm(
     x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None, bias: Tensor | None,
-    residual: Tensor | None, training: bool, momentum: float | Tensor, eps: float,
+    residual: Tensor | None, training: bool, momentum: float | Tensor, eps: float, alone: bool = True,
 ) -> None:  # fmt: skip
-    """Raise ValueError or TypeError where the arguments of batch_norm do not fit x [N, C, *grid]."""
+    """Raise ValueError or TypeError where the arguments of batch_norm do not fit x [N, C, *grid].
+
+    `alone` is False where other processes add values to the batch.
+    """
     check_floating("batch_norm", input=x, residual=residual)
     parameters = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     parameters = {name: t for name, t in parameters.items() if t is not None}
@@ -304,7 +307,7 @@ def check_batch_norm(
         wrong = "running_mean and running_var must both be given or both be None"
     elif running_mean is None and not training:
         wrong = "running_mean and running_var must be given unless training, got None"
-    elif training and x.shape[0] * math.prod(x.shape[2:]) == 1:
+    elif training and alone and x.shape[0] * math.prod(x.shape[2:]) == 1:
         wrong = "training needs more than one value per channel"
     elif not isinstance(eps, int | float) or not eps >= 0 or (training and eps == 0):
         wrong = f"eps must be {'> 0 in training' if training else '>= 0'}, got {eps}"

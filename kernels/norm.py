@@ -31,7 +31,7 @@ from torch import Tensor
 from kernels import backend, grid
 from kernels import norm_parts as parts
 from kernels.plan import Buffer, Dense, Launch, buffer, no_buffer, planned
-from kernels.shape import accumulator_dtype, memory_format
+from kernels.shape import accumulator_dtype, cdiv, memory_format
 
 
 @triton.jit(do_not_specialize=parts.EXTENTS)
@@ -114,6 +114,19 @@ def _normalise_kernel(
         tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=valid)
 
 
+@triton.jit(do_not_specialize=parts.EXTENTS)
+def _moments_kernel(
+    x_ptr, share_ptr, m2_ptr, mean_ptr, var_ptr,  # [M, C], shares [splits, C], [C]
+    positions, channels, steps,
+    ACC: tl.constexpr, INDEX: tl.constexpr, BS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    channel = tl.program_id(0) * BN + tl.arange(0, BN)[:, None]
+    mean, var = parts.moments(share_ptr, m2_ptr, channel, channels, positions, steps * BM, BS, INDEX)
+    origin = parts.origin_of(x_ptr, channel, channels, positions, ACC, INDEX)
+    tl.store(mean_ptr + channel, mean.to(tl.float64) + origin.to(tl.float64), mask=channel < channels)
+    tl.store(var_ptr + channel, var.to(tl.float64), mask=channel < channels)
+
+
 class _Plan(NamedTuple):
     """The plan of a batch norm: how tensors are read, what is made, and the launches, `statistics` in training only."""
 
@@ -123,6 +136,16 @@ class _Plan(NamedTuple):
     statistics: Launch | None
     normalise: Launch
     layout: torch.memory_format
+
+
+class _MomentsPlan(NamedTuple):
+    """The plan of a batch's moments: how x is read, what is made, and the launches."""
+
+    dense: Dense
+    shares: Buffer
+    moments: Buffer
+    statistics: Launch
+    combine: Launch
 
 
 def batch_norm(
@@ -187,4 +210,32 @@ def _plan(
         Launch(_statistics_kernel, programs, *extents, **constants) if training else None,
         Launch(_normalise_kernel, programs, *extents, EPS=eps, RELU=relu, BS=block, **constants),
         memory_format(x),
+    )
+
+
+@backend.upcasts_bfloat16
+def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [C] of x [N, C, *grid] in float64, which moments of other batches can be added to.
+
+    Two launches; the second reads shares of sums only.
+    """
+    plan = _plan_moments(x)
+    (x,) = plan.dense(x)
+    mean_shares, m2_shares = plan.shares(), plan.shares()
+    mean, var = plan.moments(), plan.moments()
+    plan.statistics(x, mean_shares, m2_shares)
+    plan.combine(x, mean_shares, m2_shares, mean, var)
+    return mean, var
+
+
+@planned
+def _plan_moments(x: Tensor) -> _MomentsPlan:
+    programs, splits, extents, block, constants = parts.extents_of(x, True)
+    channels = x.shape[1]
+    return _MomentsPlan(
+        Dense(x),
+        buffer((splits, channels), x, accumulator_dtype(x)),
+        buffer((channels,), x, torch.float64),
+        Launch(_statistics_kernel, programs, *extents, **constants),
+        Launch(_moments_kernel, (cdiv(channels, constants["BN"]),), *extents, BS=block, **constants),
     )

@@ -50,7 +50,7 @@ def _gradient_sums_kernel(
 def _gradient_kernel(
     dy_ptr, x_ptr, y_ptr, mean_ptr, var_ptr, weight_ptr,  # [M, C], the same, [M, C] or None, [C], [C] or None
     dweight_share_ptr, dbias_share_ptr,  # [splits, C] or None
-    dx_ptr, dresidual_ptr, dweight_ptr, dbias_ptr,  # [M, C], [M, C] or None, [C] if there are shares
+    dx_ptr, dresidual_ptr, dweight_ptr, dbias_ptr,  # [M, C], [M, C] or None, [C], written if there are shares
     positions, channels, steps,
     TRAINING: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
     BS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -70,6 +70,9 @@ def _gradient_kernel(
         first = exists & (channel * 0 + start == 0)
         tl.store(dweight_ptr + channel, dweight, mask=first)
         tl.store(dbias_ptr + channel, dbias, mask=first)
+    elif TRAINING:
+        dweight = tl.load(dweight_ptr + channel, mask=exists, other=0.0)
+        dbias = tl.load(dbias_ptr + channel, mask=exists, other=0.0)
 
     # Propagate.
     for step in range(steps):
@@ -111,19 +114,41 @@ def batch_norm_gradient(
     Two launches, or one where neither `training` nor `parameters` needs the sums.
     """
     dweight, dbias = (parts.per_channel(x, training or parameters) for _ in range(2))
-    dx, dresidual = _batch_norm_gradient(dy, x, weight, y, mean, var, dweight, dbias, eps, training, residual)
+    summed = dweight.numel() > 0
+    dx, dresidual = _propagate(dy, x, weight, y, mean, var, dweight, dbias, eps, training, residual, summed)
     if not parameters:
         dweight, dbias = (parts.per_channel(x, False) for _ in range(2))
     return dx, dweight, dbias, dresidual
 
 
 @backend.upcasts_bfloat16
-def _batch_norm_gradient(
+def batch_norm_sums(
+    dy: Tensor, x: Tensor, y: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """dweight and dbias [C] of `batch_norm_gradient` in float64, which those of other batches can be added to."""
+    plan = _plan_gradient(dy, x, None, y, mean, var, float(eps), True, False, True)
+    dy, x, _, y, mean, var = plan.dense(dy, x, None, y, mean, var)
+    dweight_shares, dbias_shares = plan.shares(), plan.shares()
+    plan.sums(dy, x, y, mean, var, dweight_shares, dbias_shares)
+    return dweight_shares.sum(0, dtype=torch.float64), dbias_shares.sum(0, dtype=torch.float64)
+
+
+def batch_norm_propagate(
     dy: Tensor, x: Tensor, weight: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor,
-    dweight: Tensor, dbias: Tensor, eps: float, training: bool, residual: bool,
+    dweight: Tensor, dbias: Tensor, eps: float, residual: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dx and dresidual of `batch_norm_gradient`, which writes dweight and dbias where they are not empty."""
-    plan = _plan_gradient(dy, x, weight, y, mean, var, dweight.numel() > 0, float(eps), training, residual)
+    """dx and dresidual of `batch_norm_gradient` in training, by sums dweight and dbias [C] over as many positions."""
+    dweight, dbias = (d.to(accumulator_dtype(x)).contiguous() for d in (dweight, dbias))
+    return _propagate(dy, x, weight, y, mean, var, dweight, dbias, eps, True, residual, False)
+
+
+@backend.upcasts_bfloat16
+def _propagate(
+    dy: Tensor, x: Tensor, weight: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor,
+    dweight: Tensor, dbias: Tensor, eps: float, training: bool, residual: bool, summed: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dx and dresidual of `batch_norm_gradient`; writes dweight and dbias if `summed`, else reads them in training."""
+    plan = _plan_gradient(dy, x, weight, y, mean, var, float(eps), training, residual, summed)
     dy, x, weight, y, mean, var = plan.dense(dy, x, weight, y, mean, var)
     dx, dresidual, dweight_shares, dbias_shares = plan.dx(), plan.dresidual(), plan.shares(), plan.shares()
     if plan.sums is not None:
@@ -138,7 +163,7 @@ def _batch_norm_gradient(
 @planned
 def _plan_gradient(
     dy: Tensor, x: Tensor, weight: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor,
-    summed: bool, eps: float, training: bool, residual: bool,
+    eps: float, training: bool, residual: bool, summed: bool,
 ) -> _GradientPlan:  # fmt: skip
     programs, splits, extents, block, constants = parts.extents_of(x, summed)
     return _GradientPlan(

@@ -186,19 +186,36 @@ def batch_norm_gradient(
     training: bool, parameters: bool, residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See `kernels.norm_gradient.batch_norm_gradient`."""
-    signal = masked(dy, y)
-    dresidual = signal.to(x.dtype) if residual else x.new_empty(0)
-    signal = signal.to(accumulator_dtype(x))
-    axes = _all_but_channels(x)
-    xhat = (x - _per_channel(mean, x)) * _per_channel(_scale(var, None, eps), x)
-    dweight, dbias = (signal * xhat).sum(axes), signal.sum(axes)
+    dweight, dbias = batch_norm_sums(dy, x, y, mean, var, eps)
     if training:
-        sums = _per_channel(dbias, x) + xhat * _per_channel(dweight, x)
-        signal = signal - sums / (x.numel() // x.shape[1])
-    dx = signal * _per_channel(_scale(var, weight, eps), x)
+        dx, dresidual = batch_norm_propagate(dy, x, weight, y, mean, var, dweight, dbias, eps, residual)
+    else:
+        signal = masked(dy, y)
+        dx = (signal * _per_channel(_scale(var, weight, eps), x)).to(x.dtype)
+        dresidual = signal.to(x.dtype) if residual else x.new_empty(0)
     if not parameters:
         dweight = dbias = dbias.new_empty(0)
-    return dx.to(x.dtype), dweight, dbias, dresidual
+    return dx, dweight, dbias, dresidual
+
+
+def batch_norm_sums(
+    dy: Tensor, x: Tensor, y: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """See `kernels.norm_gradient.batch_norm_sums`; here in the type they are summed in."""
+    signal = masked(dy, y).to(accumulator_dtype(x))
+    axes = _all_but_channels(x)
+    return (signal * _normalised(x, mean, var, eps)).sum(axes), signal.sum(axes)
+
+
+def batch_norm_propagate(
+    dy: Tensor, x: Tensor, weight: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor,
+    dweight: Tensor, dbias: Tensor, eps: float, residual: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """See `kernels.norm_gradient.batch_norm_propagate`."""
+    signal = masked(dy, y)
+    sums = _per_channel(dbias, x) + _normalised(x, mean, var, eps) * _per_channel(dweight, x)
+    dx = (signal.to(sums.dtype) - sums / (x.numel() // x.shape[1])) * _per_channel(_scale(var, weight, eps), x)
+    return dx.to(x.dtype), signal.to(x.dtype) if residual else x.new_empty(0)
 
 
 def batch_norm_as_torch(
@@ -225,8 +242,9 @@ def track(running: Tensor, batch: Tensor, momentum: float | Tensor) -> None:
 
 
 def track_moments(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, positions: int, momentum: float | Tensor
-) -> None:
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, positions: int | Tensor,
+    momentum: float | Tensor,
+) -> None:  # fmt: skip
     """Move running statistics, in place, towards the mean and the unbiased variance of a batch of `positions`.
 
     `var` is the biased one.
@@ -239,6 +257,10 @@ def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance [C] of x [N, C, *grid], in the type they are summed in."""
     var, mean = torch.var_mean(x.to(accumulator_dtype(x)), _all_but_channels(x), correction=0)
     return mean, var
+
+
+def _normalised(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    return (x - _per_channel(mean, x)) * _per_channel(_scale(var, None, eps), x)
 
 
 def _scale(var: Tensor, weight: Tensor | None, eps: float) -> Tensor:

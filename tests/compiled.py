@@ -119,6 +119,8 @@ def normalise(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         norm.batch_norm(x, parameter, parameter, x, parameter, parameter, momentum, 1e-5, True)
     norm_gradient.batch_norm_gradient(x, x, parameter, y, mean, var, 1e-5, True, True, True)
     norm_gradient.batch_norm_gradient(x, x, parameter, y, mean, var, 1e-5, False, False, False)
+    norm.batch_moments(x)
+    norm_gradient.batch_norm_propagate(x, x, parameter, y, mean, var, mean, var, 1e-5, True)
 
 
 @contextmanager

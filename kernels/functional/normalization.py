@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from kernels import backend, reference
 from kernels.checks import check_activation, check_batch_norm, check_residual, refuse_forward_mode
+from kernels.functional.synchronisation import normalise_over_processes
 
 if backend.AVAILABLE:
     from kernels import ops
@@ -15,7 +17,7 @@ def batch_norm(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
     weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
     momentum: float | Tensor = 0.1, eps: float = 1e-5,
-    *, residual: Tensor | None = None, activation: str | None = None,
+    *, residual: Tensor | None = None, activation: str | None = None, process_group: ProcessGroup | None = None,
 ) -> Tensor:  # fmt: skip
     """Batch normalisation (Ioffe and Szegedy, 2015), with the addition of a residual and ReLU fused into it.
 
@@ -28,13 +30,21 @@ def batch_norm(
         eps: added to the variance; > 0 in training, else >= 0.
         residual: of the shape (or broadcast to it) and dtype of the input, added after weight and bias.
         activation: None or "relu", applied last.
+        process_group: in training, take the moments of the batches of all these processes, each of which must call.
 
     Returns:
         Of the shape and dtype of the input. An empty input leaves the running statistics as they are.
     """
     relu = check_activation("batch_norm", activation) == "relu"
-    check_batch_norm(input, running_mean, running_var, weight, bias, residual, training, momentum, eps)
+    alone = process_group is None or not training
+    check_batch_norm(input, running_mean, running_var, weight, bias, residual, training, momentum, eps, alone)
     residual = check_residual("batch_norm", residual, input.shape)
+    if not alone and input.shape[1]:
+        refuse_forward_mode(input, weight, bias, residual)
+        y, *moments = normalise_over_processes(input, weight, bias, residual, eps, relu, process_group)
+        if running_mean is not None:
+            reference.track_moments(running_mean, running_var, *moments, momentum)
+        return y
     if not (backend.uses_triton(input) and input.numel()):
         y = reference.batch_norm_as_torch(input, running_mean, running_var, weight, bias, training, momentum, eps)
         y = y if residual is None else y + residual

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed import ProcessGroup
 
 from kernels import functional
 from kernels.checks import check_activation
@@ -12,7 +13,14 @@ from kernels.layers.convolution import fuses_residual
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """What the batch norm layers share: torch's layer, plus a residual and an activation that are fused into it."""
+    """What the batch norm layers share: torch's layer, plus a residual and an activation that are fused into it.
+
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm, and so Lightning's Trainer(sync_batchnorm=True), keeps such a layer
+    and calls its `synchronise`.
+    """
+
+    is_synchronised = False
+    process_group: ProcessGroup | None = None
 
     def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -25,6 +33,17 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
             return self._normalise(input, residual, activation)
         y = self._normalise(input, None, None) + residual
         return y.relu() if activation else y
+
+    def synchronise(self, process_group: ProcessGroup | None = None) -> None:
+        """Take the moments of the batches of a group of processes from now on, by default all, in training."""
+        self.is_synchronised, self.process_group = True, process_group
+
+    def _peers(self) -> ProcessGroup | None:
+        """Return the processes whose batches are normalised together; None for this one alone."""
+        if not (self.training and distributed.is_available() and distributed.is_initialized()):
+            return None
+        group = self.process_group or distributed.group.WORLD
+        return group if distributed.get_world_size(group) > 1 else None
 
     def _normalise(self, input: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
         self._check_input_dim(input)
@@ -39,11 +58,13 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         return functional.batch_norm(
             input, mean, var, self.weight, self.bias, self.training or (mean is None and var is None),
             0.0 if momentum is None else momentum, self.eps, residual=residual, activation=activation,
+            process_group=self._peers() if self.is_synchronised else None,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
-        return text if self.activation is None else f"{text}, activation={self.activation}"
+        text = text if self.activation is None else f"{text}, activation={self.activation}"
+        return f"{text}, synchronised" if self.is_synchronised else text
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
@@ -56,3 +77,19 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
 
 class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     """torch.nn.BatchNorm3d by `functional.batch_norm`: input [N, C, D, H, W]."""
+
+
+_convert = nn.SyncBatchNorm.convert_sync_batchnorm.__func__
+
+
+def _convert_sync_batchnorm(
+    cls: type[nn.SyncBatchNorm], module: nn.Module, process_group: ProcessGroup | None = None
+) -> nn.Module:
+    """Convert as torch does, but keep our layers: a bare SyncBatchNorm in their place has nothing fused into it."""
+    if isinstance(module, _BatchNorm):
+        module.synchronise(process_group)
+        return module
+    return _convert(cls, module, process_group)
+
+
+nn.SyncBatchNorm.convert_sync_batchnorm = classmethod(_convert_sync_batchnorm)  # the method has no hook to override

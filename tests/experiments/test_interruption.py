@@ -22,6 +22,13 @@ model:
       class_path: lightning_modules.architectures.AllCNN
       init_args: {input_shape: [1, 12, 12], filters: [8, 8], classes: 10}
 """
+RESIDUAL = """
+model:
+  init_args:
+    network:
+      class_path: lightning_modules.architectures.CifarResNet
+      init_args: {input_shape: [1, 12, 12], blocks: 1, filters: [4, 8, 8], classes: 10}
+"""
 
 
 class Kill(pl.Callback):
@@ -96,3 +103,22 @@ def test_two_processes_are_one_with_the_batch_of_both(convnets):
     one = ["--data.batch_size=300", "--trainer.accelerator=cpu", *options, "--trainer.max_epochs=1"]
     assert convnets("fit", "--config", DIGITS, *one).code == 0
     torch.testing.assert_close(checkpoint["state_dict"], torch.load(LAST, weights_only=True)["state_dict"])
+
+
+def test_synchronised_batch_norm_is_that_of_one_process_with_the_batch_of_both(convnets, tmp_path):
+    """With residuals and ReLUs that are fused into it."""
+    (tmp_path / "residual.yaml").write_text(RESIDUAL)
+    options = ["--config=residual.yaml", "--trainer.precision=64-true", "--data.max_shift=0", "--trainer.max_epochs=1"]
+    options += [f"--trainer.limit_{stage}_batches=2" for stage in ("train", "val", "test")]
+    both = command(
+        *options, "--data.batch_size=150", "--trainer.strategy=ddp", "--trainer.devices=2",
+        "--trainer.sync_batchnorm=true",
+    )  # fmt: skip
+    assert both.returncode == 0, both.stderr
+    weights = torch.load(LAST, weights_only=True)["state_dict"]
+    assert any("running_var" in name for name in weights)
+
+    shutil.rmtree("logs")
+    one = ["--data.batch_size=300", "--trainer.accelerator=cpu", *options]
+    assert convnets("fit", "--config", DIGITS, *one).code == 0
+    torch.testing.assert_close(weights, torch.load(LAST, weights_only=True)["state_dict"])

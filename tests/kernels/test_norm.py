@@ -153,13 +153,28 @@ def magnitudes(t: dict[str, Tensor], truth: dict[str, Tensor], training: bool) -
 
 
 def check(problem: Problem, dtype: torch.dtype, training: bool, device: str, parameters: torch.dtype | None = None):
+    tensors = rounded(problem, dtype, device, parameters)
+    ours = run(as_ours, tensors, training, problem.relu)
+    compare(problem, tensors, training, ours)
+    kept = torch.channels_last if problem.layout == "channels_last" and len(problem.shape) == 4 else None
+    if kept:
+        assert ours["y"].is_contiguous(memory_format=kept) and ours["dinput"].is_contiguous(memory_format=kept)
+
+
+def rounded(
+    problem: Problem, dtype: torch.dtype, device: str, parameters: torch.dtype | None = None
+) -> dict[str, Tensor | None]:
+    """The tensors of a problem in a dtype, those [C] in that of `parameters`."""
     wide = ("input", "residual", "dy")
-    tensors = {
+    return {
         name: None if v is None else lay_out(v.to(dtype), problem.layout) if name in wide else v.to(parameters or dtype)
         for name, v in problem.tensors(device).items()
     }
+
+
+def compare(problem: Problem, tensors: dict[str, Tensor | None], training: bool, ours: dict[str, Tensor]) -> None:
+    """Hold what `run` gave for tensors to the rule of tests/closeness.py."""
     double = {name: None if v is None else v.double() for name, v in tensors.items()}
-    ours = run(as_ours, tensors, training, problem.relu)
     mask = ours["y"] if problem.relu else None
     truth = truth_of(double, training, problem.relu, mask)
     torchs = run(as_torch, tensors, training, problem.relu, mask)
@@ -168,9 +183,6 @@ def check(problem: Problem, dtype: torch.dtype, training: bool, device: str, par
     magnitude = magnitudes(double | {"dy": reference.masked(double["dy"], mask)}, truth, training)
     for name, result in ours.items():
         assert_as_exact_as_torch(result, torchs[name], truth[name], magnitude[name])
-    kept = torch.channels_last if problem.layout == "channels_last" and len(problem.shape) == 4 else None
-    if kept:
-        assert ours["y"].is_contiguous(memory_format=kept) and ours["dinput"].is_contiguous(memory_format=kept)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)  # float64 has no truth to be held to
@@ -218,6 +230,23 @@ def test_twin_agrees(problem, training, device, triton_only):
     mask, statistics = y if problem.relu else None, batch if training else statistics
     arguments = (t["dy"], t["input"], t["weight"], mask, *statistics, EPS, training, True, True)
     torch.testing.assert_close(norm_gradient.batch_norm_gradient(*arguments), reference.batch_norm_gradient(*arguments))
+
+
+def test_twin_has_the_sums_of_a_process(device, triton_only):
+    """Moments and the gradient's sums, which processes add up, and what follows from them."""
+    t = Problem((3, 5, 7, 6), mean=100.0).tensors(device)
+    x, dy, weight, y = t["input"].float(), t["dy"].float(), t["weight"].float(), t["residual"].float()
+    moments = reference.batch_moments(x.double())
+    for found, expected, exact in zip(norm.batch_moments(x), moments, reference.batch_moments(x), strict=True):
+        assert_as_exact_as_torch(found.float(), exact, expected, expected.abs())
+    mean, var = (m.float() for m in moments)
+    sums = reference.batch_norm_sums(dy, x, y, mean, var, EPS)
+    found = norm_gradient.batch_norm_sums(dy, x, y, mean, var, EPS)
+    torch.testing.assert_close(found, tuple(s.double() for s in sums), rtol=1e-5, atol=1e-5)
+    arguments = (dy, x, weight, y, mean, var, *sums, EPS)
+    for residual in (False, True):
+        found = norm_gradient.batch_norm_propagate(*arguments, residual)
+        torch.testing.assert_close(found, reference.batch_norm_propagate(*arguments, residual))
 
 
 def test_twin_tracks_as_the_kernel_does(device, triton_only):
