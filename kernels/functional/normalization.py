@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from kernels import backend, reference
 from kernels.checks import check_activation, check_batch_norm, check_residual, refuse_forward_mode
 from kernels.functional.synchronisation import normalise_over_processes
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup  # not every build of torch has it
 
 if backend.AVAILABLE:
     from kernels import ops

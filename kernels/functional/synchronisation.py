@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
-from torch.distributed import ProcessGroup
 
 from kernels import backend, reference
 from kernels.shape import accumulator_dtype
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup  # not every build of torch has it
 
 if backend.AVAILABLE:
     from kernels import norm, norm_gradient

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, distributed, nn
-from torch.distributed import ProcessGroup
 
 from kernels import functional
 from kernels.checks import check_activation
 from kernels.layers.convolution import fuses_residual
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup  # not every build of torch has it
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
