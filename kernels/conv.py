@@ -49,13 +49,6 @@ from kernels.transpose import transpose as transpose
 from kernels.weight_gradient import weight_gradient as weight_gradient
 
 
-class Cost(NamedTuple):
-    """Floating-point operations (a multiply and an add are two) and bytes that must be read and written."""
-
-    flops: int
-    bytes: int
-
-
 @triton.jit(do_not_specialize=["batch", "rows", "steps"])
 def _forward_kernel(
     x_ptr, weight_ptr,  # [N, D, H, W, G*C], [T*G*O*J, taps, C]
@@ -306,17 +299,13 @@ def _plan_forward(
     )  # fmt: skip
 
 
-def cost(batch: int, channels: int, outputs: int, size: Sequence[int], window: Window, itemsize: int) -> Cost:
-    """Work and compulsory traffic of any one of the three operations: the same products, summed over different axes.
+def flops(batch: int, channels: int, outputs: int, size: Sequence[int], window: Window) -> int:
+    """Return the floating-point operations of any of the three operations, two for each product, with padding too.
+
+    The products are the same in all three, summed over different axes.
 
     Args:
         batch, channels, outputs: N, and all input and output channels.
         size: extents of the input grid.
-        itemsize: bytes an element.
     """
-    positions = batch * prod(window.output_size(size))
-    weights = outputs * (channels // window.groups) * window.taps
-    return Cost(
-        flops=2 * positions * weights,
-        bytes=itemsize * (batch * prod(size) * channels + weights * window.tiles + positions * outputs),
-    )
+    return 2 * batch * prod(window.output_size(size)) * outputs * (channels // window.groups) * window.taps

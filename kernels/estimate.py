@@ -16,7 +16,7 @@ The model, the same for every kernel:
   m64nNk16 of float16 takes max(N / 2, 16 + N / 4) cycles on H100, as measured (arXiv 2501.12084, tables 8 and 9). What
   a tcgen05 instruction multiplies is not in the machine code: it is the `tl.dot`'s, at most 128 x 256 x 32 bytes. What
   TMA moves is not there either: it is the descriptor's block. Loads that are issued ahead of a pipelined loop are its
-  first trips'; the last trips, counted in full, load nothing.
+  first trips'; the last trips, counted in full, load nothing. A copy that is switched off loads nothing anywhere.
 - **Fill.** Each time that a loop of products is entered, or once for a kernel without, a load's latency passes with
   nothing to compute. Blocks that share an SM start together and wait together, so that a wave of them waits once.
 - **Data** are taken to be numbers: what a kernel does only where it finds NaN takes no time.
@@ -192,7 +192,8 @@ def _cycles(part: Part, rates: Rates, warps: int) -> dict[str, float]:
     """Cycles of an SM that one block's run through the part takes on each pipe."""
     of_warp: Counter[str] = Counter()
     of_block: Counter[str] = Counter()
-    hoisted = any(each.base == "LDGSTS" for inner in part.region.inner for each in inner.instructions)
+    inside = (each for inner in part.region.inner for each in inner.instructions)
+    hoisted = any(each.base == "LDGSTS" and not each.loads_nothing for each in inside)
     for each in part.region.instructions:
         of_warp["issue"] += 1 / rates.issue
         if hoisted and each.base == "LDGSTS":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import conv
-from kernels.shape import FORMATS, Window
+from kernels.shape import FORMATS, Window, cdiv
 
 OPERATIONS = ("forward", "input_gradient", "weight_gradient")
 
@@ -35,8 +35,27 @@ class Problem:
         return self.window.output_size(self.size)
 
     @property
-    def cost(self) -> conv.Cost:
-        return conv.cost(self.batch, self.channels, self.outputs, self.size, self.window, self.dtype.itemsize)
+    def flops(self) -> int:
+        return conv.flops(self.batch, self.channels, self.outputs, self.size, self.window)
+
+    def bytes(self, operation: str) -> int:
+        """Bytes that one of OPERATIONS must read and write at least: its result, and once what it needs of its factors.
+
+        It needs no inputs that lie between windows, no weights that only ever meet padding, no gradients of outputs
+        that read nothing else.
+        """
+        size, taps, output_size = self.size, (*self.window.kernel, *self.window.tile), self.output_size
+        axes = [_used(self.window, axis, size[axis], output_size[axis]) for axis in range(len(size))]
+        inputs, weights, outputs = (prod(counts) for counts in zip(*axes, strict=True)) if axes else (1, 1, 1)
+        if operation == "forward":
+            outputs = prod(output_size)
+        elif operation == "input_gradient":
+            inputs = prod(size)
+        else:
+            weights = prod(taps)
+        of_weights = self.outputs * (self.channels // self.window.groups)
+        elements = self.batch * (self.channels * inputs + self.outputs * outputs) + of_weights * weights
+        return self.dtype.itemsize * elements
 
     def tensors(self, device: torch.device | str, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """x, weight and dy, channels-last: random numbers, or nothing on the device "meta"."""
@@ -77,3 +96,30 @@ class Problem:
         dtype = str(self.dtype).removeprefix("torch.")
         first = f"{across} {self.channels} -> {self.outputs}{grid}"
         return ", ".join([first, *extra, *groups, f"N {self.batch}", dtype])
+
+
+def _used(window: Window, axis: int, size: int, output_size: int) -> tuple[int, int, int]:
+    """Return the inputs, weights and outputs along an axis that are in a product at all, padding apart: how many."""
+    stride, (before, _), dilation = window.stride[axis], window.padding[axis], window.dilation[axis]
+    tile = window.tile[axis] if window.tile else 1
+    inputs: dict[int, list[range]] = {}  # that are read, over the stride, by remainder
+    outputs: list[range] = []
+    weights = 0
+    for tap in range(window.kernel[axis]):
+        first = tap * dilation - before  # the input that the tap reads for output 0
+        its = range(max(0, cdiv(-first, stride)), min(output_size, (size - 1 - first) // stride + 1))
+        if its:
+            outputs.append(its)
+            weights += min(tile, len(its))
+            whole, rest = divmod(first, stride)
+            inputs.setdefault(rest, []).append(range(its.start + whole, its.stop + whole))
+    return sum(map(_union, inputs.values())), weights, _union(outputs)
+
+
+def _union(ranges: list[range]) -> int:
+    """Return how many numbers are in any of the ranges, none of which has one below 0."""
+    count = end = 0
+    for each in sorted(ranges, key=lambda its: its.start):
+        count += max(0, each.stop - max(each.start, end))
+        end = max(end, each.stop)
+    return count

@@ -58,6 +58,11 @@ class Instruction(NamedTuple):
         return self.base.endswith("GMMA")
 
     @property
+    def loads_nothing(self) -> bool:
+        """True if it is an asynchronous copy that is switched off: it fills shared memory with zeros."""
+        return self.base == "LDGSTS" and self.operands.endswith("!PT")
+
+    @property
     def width(self) -> int:
         """Bytes that one thread moves."""
         parts = self.name.split(".")[1:]
@@ -101,7 +106,7 @@ class Instruction(NamedTuple):
     @property
     def global_bytes(self) -> int:
         """Bytes that a warp's threads move between the multiprocessor and the L2 cache, with all of them active."""
-        return 32 * self.width if self.base in (*_GLOBAL, "LDL", "STL") else 0
+        return 32 * self.width if self.base in (*_GLOBAL, "LDL", "STL") and not self.loads_nothing else 0
 
 
 @dataclass
@@ -124,11 +129,12 @@ class Region:
     @property
     def accesses(self) -> Counter[str]:
         """Loads and stores by instruction and width in bits, as in "LDG 128"."""
-        return Counter(f"{each.base} {8 * each.width}" for each in self.instructions if each.base in _BY_WIDTH)
+        moving = (each for each in self.instructions if each.base in _BY_WIDTH and not each.loads_nothing)
+        return Counter(f"{each.base} {8 * each.width}" for each in moving)
 
     @property
     def lane_bytes(self) -> int:
-        """Bytes of global memory that one thread loads and stores."""
+        """Bytes of global memory that one thread loads and stores, or would if a copy were not switched off."""
         return sum(each.width for each in self.instructions if each.base in _GLOBAL)
 
     @property

@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 from experiments.closeness import Closeness
 from experiments.convolutions import Layer
-
-OPERATIONS_IN = {"step": 3}  # of a convolution: forward and both gradients
+from kernels.problem import OPERATIONS
 
 
 class Quartiles(NamedTuple):
@@ -62,14 +61,19 @@ class Result:
         return Quartiles.of(self.seconds)
 
     @property
+    def _operations(self) -> tuple[str, ...]:
+        """The convolution's operations in the task's: a step is the forward pass and both gradients."""
+        return OPERATIONS if self.task.operation == "step" else (self.task.operation,)
+
+    @property
     def teraflops(self) -> float:
         """TFLOP/s."""
-        return OPERATIONS_IN.get(self.task.operation, 1) * self.task.layer.problem.cost.flops / self.time.median / 1e12
+        return len(self._operations) * self.task.layer.problem.flops / self.time.median / 1e12
 
     @property
     def gigabytes(self) -> float:
-        """GB/s of what must be read and written at least: each tensor of each operation once."""
-        return OPERATIONS_IN.get(self.task.operation, 1) * self.task.layer.problem.cost.bytes / self.time.median / 1e9
+        """GB/s of what must be read and written at least, by each operation."""
+        return sum(map(self.task.layer.problem.bytes, self._operations)) / self.time.median / 1e9
 
     def ratio(self, base: Result) -> Quartiles | None:
         """Of the times of each round, this one's over those of `base`; None where either has none."""

@@ -44,7 +44,7 @@ def draw() -> Example:
     few = difference_matrix(HEIGHT, WIDTH)
 
     floats = [EDGES.numel(), few.nnz, outputs * pixels]
-    product = conv.cost(1, pixels, outputs, (), PRODUCT, 4).flops
+    product = conv.flops(1, pixels, outputs, (), PRODUCT)
     # FLOPs have an addition for each product; the first of a sum adds nothing.
     operations = [counter.get_total_flops() - outputs, 2 * few.nnz - outputs, product - outputs]
     times, crop_differs = timed(image, few)

@@ -22,7 +22,7 @@ class Launch:
         registers, warps, shared_memory, tensor_memory: of a thread, of a block, bytes and columns of a block.
         spills: bytes of a thread (NVIDIA) or vector registers (AMD).
         resident: blocks that share a multiprocessor; None where no rates are known, 0 where not one fits.
-        flops, bytes: that it needs: operations, and its tensors once.
+        flops, bytes: that it needs: operations, and once its tensors without inputs that no window reads.
         estimate: None where there is none.
         reason: why not.
     """
@@ -94,7 +94,7 @@ class Operation:
         return self.flops / self.seconds / float(rates.peak(self.kind))
 
     def bound(self, rates: Rates) -> float:
-        """Seconds in which no kernel could do it faster: for the tensor cores, and for the memory."""
+        """Seconds in which no kernel could do it faster, on tensor cores or in memory, that multiplies padding too."""
         multiply = self.flops / float(rates.peak(self.kind)) if self.kind is not None else 0.0
         return max(multiply, self.bytes / float(rates.dram_bytes))
 

@@ -78,8 +78,10 @@ def inspect(job: Job) -> Operation:
         needed = sum(kernel.tensor_bytes for kernel in compiled) if job.work.bytes is None else job.work.bytes
         bytes_of = [needed] * len(compiled)
     else:
-        flops, needed = job.work.cost.flops, job.work.cost.bytes
+        tensors = job.work.tensors("meta")
+        flops, needed = job.work.flops, job.work.bytes(job.operation)
         bytes_of = [kernel.tensor_bytes for kernel in compiled]
+        bytes_of[main] -= sum(tensor.nbytes for tensor in tensors) - needed  # no program needs those
     launches = tuple(
         _read(job.target, kernel, flops if place == main else 0, bytes_of[place])
         for place, kernel in enumerate(compiled)

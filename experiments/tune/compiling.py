@@ -137,9 +137,10 @@ def _fault(target: str, kernels: Sequence[Compiled]) -> str:
 
 def _estimated(job: Job, kernels: Sequence[Compiled]) -> Outcome:
     """The first launch does the work and the traffic that are needed; others add up its shares."""
-    cost = job.task.problem.cost
+    problem = job.task.problem
     first, *rest = kernels
-    found = [_seconds(job, first, *cost), _seconds(job, first, cost.flops, 0)]
+    needed = problem.bytes(job.task.operation)
+    found = [_seconds(job, first, problem.flops, needed), _seconds(job, first, problem.flops, 0)]
     extra = sum(_seconds(job, kernel, 0, 0)[0] + model.LAUNCH for kernel in rest)
     (seconds, estimate), (cycles, _) = found
     seconds, cycles = seconds + extra, cycles + extra
@@ -161,6 +162,6 @@ def _seconds(job: Job, kernel: Compiled, flops: int, compulsory_bytes: int) -> t
 
 
 def ranked(product: Product, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Those without a fault, the fastest first; between equals what takes less of the GPU."""
+    """Return those without a fault, the fastest first, equals in the order of candidates."""
     sound = [outcome for outcome in outcomes if not outcome.fault]
     return sorted(sound, key=lambda o: (o.seconds, o.cycles, order(product, o.tile)))

@@ -197,4 +197,4 @@ def _(x_shape, dy_shape, y_shape, window, *args, **kwargs) -> int:
 def _flops(x_shape: Sequence[int], weight_shape: Sequence[int], flat: Sequence[int]) -> int:
     window = Window.from_flat(flat)
     batch, channels, *size = x_shape
-    return conv.cost(batch, channels, weight_shape[0] // window.tiles, size, window, itemsize=1).flops
+    return conv.flops(batch, channels, weight_shape[0] // window.tiles, size, window)

@@ -21,7 +21,7 @@ def test_layers_are_complete(name, layers, distinct, multiplications):
     found = convolutions_of(name, 2, torch.float16)
     assert sum(layer.count for layer in found) == layers
     assert len(found) == len({layer.problem for layer in found}) == distinct
-    work = sum(layer.count * layer.problem.cost.flops for layer in found) / (2 * 2)  # a multiply and an add, two images
+    work = sum(layer.count * layer.problem.flops for layer in found) / (2 * 2)  # a multiply and an add, two images
     assert work == pytest.approx(multiplications, rel=1e-3)
     assert {layer.problem.dtype for layer in found} == {torch.float16}
 

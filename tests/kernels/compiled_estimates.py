@@ -70,7 +70,7 @@ def everything() -> dict[str, Any]:
     tensors = LAYER.tensors("meta")
     for target in ("sm_80", "sm_90", "sm_100"):
         for operation in OPERATIONS:
-            launches = run(target, lambda operation=operation: LAYER.run(operation, *tensors), TILE, LAYER.cost.flops)
+            launches = run(target, lambda operation=operation: LAYER.run(operation, *tensors), TILE, LAYER.flops)
             found[f"{target} {operation}"] = launches[0]
     x, weight = on_meta(32, 64, 28, 28), on_meta(64, 64, 3, 3)
     two = Window((2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1))
@@ -79,7 +79,7 @@ def everything() -> dict[str, Any]:
                                           (14, 14), 1)
     )[0]  # fmt: skip
     found["split"] = run(
-        "sm_80", lambda: LAYER.run("weight_gradient", *tensors), dataclasses.replace(TILE, splits=10), LAYER.cost.flops
+        "sm_80", lambda: LAYER.run("weight_gradient", *tensors), dataclasses.replace(TILE, splits=10), LAYER.flops
     )
     found["max pool"] = run(
         "sm_90", lambda: pool.max_pool(x, Window((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)), (14, 14))

@@ -66,6 +66,17 @@ def test_a_product_by_hand():
     assert found.fill == pytest.approx(A100.latency / cycles)
 
 
+@pytest.mark.parametrize(("inside", "loads"), [("R2, [R4], P0", 10), ("R2, [R4], !PT", 1)])
+def test_loads_count_in_the_loop_that_they_are_for_or_ahead_of_one_without(inside, loads):
+    """A loop of 10 trips whose copies are the pipeline's, or are switched off: all there is was loaded ahead of it."""
+    ones, dot = torch.ones(1, dtype=torch.int64), Dot(64, 32, 16, 1, "16", 2)
+    copies = [Instruction("LDGSTS.E.BYPASS.128", operands) for operands in ("R2, [R4]", inside)]
+    code = Region(copies[:1], [Region([copies[1], *[Instruction("HMMA.16816.F32", "")] * 4])])
+    found = estimate(TARGETS["sm_80"], code, Loop(ones, ones, inner=[Loop(10 * ones, ones, [dot])]), 4, 64, 0, 0, 0)
+    moved = sum(part.trips * part.cycles["L2"] for part in found.loops)
+    assert moved == pytest.approx(loads * 4 * 512 / A100.l2_share)
+
+
 def test_memory_bounds_a_launch_from_below():
     found = of_straight_code("sm_80", Instruction("LDG.E", ""), bytes_=10**9)
     assert found.seconds == 10**9 / A100.dram_bytes and found.limit == "DRAM" and found.bandwidth == 1

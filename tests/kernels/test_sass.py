@@ -50,7 +50,8 @@ def test_products_of_a_warp_are_in_the_name(name, products):
     ("name", "operands", "width", "shared", "l2"),
     [
         ("LDG.E.128", "R4, [R2]", 16, 0, 512), ("STG.E.U16", "[R2], R4", 2, 0, 64), ("LDG.E", "R4, [R2]", 4, 0, 128),
-        ("LDGSTS.E.BYPASS.128", "[R2], [R4]", 16, 512, 512), ("LDS.64", "R2, [R4]", 8, 256, 0),
+        ("LDGSTS.E.BYPASS.128", "[R2], [R4]", 16, 512, 512), ("LDGSTS.E.BYPASS.128", "[R2], [R4], P0", 16, 512, 512),
+        ("LDGSTS.E.BYPASS.128", "[R2+0x800], desc[UR4][R4.64], !PT", 16, 512, 0), ("LDS.64", "R2, [R4]", 8, 256, 0),
         ("LDSM.16.M88.4", "R4, [R2]", 16, 512, 0), ("LDSM.16.MT88.2", "R4, [R2]", 8, 256, 0),
         ("HGMMA.64x128x16.F32", "R24, gdesc[UR4], R24", 4, (128 + 64) * 32 // 4, 0),
         ("HGMMA.64x128x16.F32", "R24, R4, gdesc[UR4], R24", 4, 128 * 32 // 4, 0),
