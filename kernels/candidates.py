@@ -63,9 +63,12 @@ def fits(target: str, product: Product, tile: Tile) -> bool:
 
 
 def order(product: Product, tile: Tile) -> tuple[int, ...]:
-    """Which of two equals comes first: what takes less of the GPU."""
-    size = (tile.m + tile.n) * tile.k * tile.stages
-    return size, tile.warps, tile.m, tile.n, tile.k, tile.stages, tile.splits, tile.boxes
+    """Return a key by which that of two equals comes first that takes less of the GPU, or has more stages.
+
+    The memory of stages is in every estimate, by the blocks that share a multiprocessor. What they hide is not: where
+    memory is busy, a load takes longer than the model's latency. So where it costs nothing, more loads are in flight.
+    """
+    return (tile.m + tile.n) * tile.k, tile.warps, tile.m, tile.n, tile.k, -tile.stages, tile.splits, tile.boxes
 
 
 def _diverse(ranked: list[Tile], most: int) -> list[Tile]:

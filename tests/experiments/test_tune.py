@@ -305,9 +305,10 @@ def test_rounds_alternate_and_the_slowest_fall_out():
 
 def test_equals_are_told_apart_by_what_they_need():
     product = Product("forward", "float16", 4096, 64, 64, 9)
-    large, small = Tile(64, 64, 32, stages=4), Tile(64, 64, 32, stages=2)
-    outcomes = [Outcome(large, 1.0, 1.0), Outcome(small, 1.0, 1.0), Outcome(A, 1.0, 0.5), Outcome(B, fault="spills")]
-    assert [o.tile for o in ranked(product, outcomes)] == [A, small, large]
+    large, short, long = Tile(64, 64, 64, stages=4), Tile(64, 64, 32, stages=2), Tile(64, 64, 32, stages=4)
+    outcomes = [Outcome(tile, 1.0, 1.0) for tile in (large, short, long)]
+    outcomes += [Outcome(A, 1.0, 0.5), Outcome(B, fault="spills")]
+    assert [o.tile for o in ranked(product, outcomes)] == [A, long, short, large]
     assert ranked(product, outcomes) == ranked(product, outcomes[::-1])
 
 

@@ -42,6 +42,11 @@ def test_boxes_are_tried_where_tma_is_and_a_step_is_of_one_tap(target, some):
     assert not any(t.boxes for product in (stem, strided, gradient) for t in candidates.candidates(target, product, 14))
 
 
+def test_more_stages_come_first_where_the_model_cannot_tell_them_apart():
+    few, more = Tile(64, 64, 32, stages=2), Tile(64, 64, 32, stages=4)
+    assert sorted([few, more], key=lambda tile: candidates.order(PRODUCTS[0], tile)) == [more, few]
+
+
 def test_an_unknown_target_is_refused():
     with pytest.raises(ValueError, match="target must be one of sm_80, .*, interpreter, got 'sm_1'"):
         candidates.candidates("sm_1", PRODUCTS[0], 4)
