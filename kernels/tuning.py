@@ -141,14 +141,6 @@ def most_norm_splits(channels: int) -> int:
     return max(1, min(128, 512 // -(-channels // block(channels, 32))))
 
 
-def heuristic(
-    target: str, operation: str, dtype: torch.dtype, rows: int, columns: int, depth: int, taps: int, groups: int = 1,
-    phases: int = 1,
-) -> Tile:  # fmt: skip
-    """The tile that is chosen on `target` where no table knows the product."""
-    return heuristics.choose(target, Product(operation, _name(dtype), rows, columns, depth, taps, groups, phases))
-
-
 def target(device: torch.device | None = None) -> str:
     """Return what kernels run on for tensors of `device`: "interpreter", or an architecture as "sm_90" or "gfx942".
 

@@ -9,7 +9,7 @@ import torch
 
 from kernels import backend, heuristics, table, tuning
 from kernels.checks import make_window
-from kernels.tile import OPERATIONS, Product, Tile, fault
+from kernels.tile import ITEMSIZES, OPERATIONS, Product, Tile, fault
 from kernels.tuning import use_tile
 
 pytest.importorskip("kernels.conv", reason="triton is not installed")
@@ -17,7 +17,6 @@ from kernels import norm, pool  # noqa: E402
 from kernels.problem import OPERATIONS as OPERATIONS_OF_A_LAYER  # noqa: E402
 from kernels.problem import Problem  # noqa: E402
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 EXTENTS = (0, 1, 3, 16, 37, 64, 300, 4096, 100_352)
 TABLES = sorted(path.name for path in (resources.files("kernels") / "tuned").iterdir())
 
@@ -27,21 +26,22 @@ TABLES = sorted(path.name for path in (resources.files("kernels") / "tuned").ite
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_heuristic_gives_legal_tiles(dtype, operation, target):
     for rows, columns, depth, taps, groups in itertools.product(EXTENTS, EXTENTS, EXTENTS, (1, 49, 729), (1, 8)):
-        tile = tuning.heuristic(target, operation, getattr(torch, dtype), rows, columns, depth, taps, groups)
-        assert not fault(Product(operation, dtype, rows, columns, depth, taps, groups), tile)
+        product = Product(operation, dtype, rows, columns, depth, taps, groups)
+        assert not fault(product, heuristics.choose(target, product))
 
 
 def test_gpu_steps_are_one_tap_where_a_block_divides_the_channels():
     for channels in (16, 48, 64, 96, 128):
-        for dtype in DTYPES:
-            assert channels % tuning.heuristic("sm_90", "forward", dtype, 4096, 128, channels, 9).k == 0
-            if dtype.itemsize > 2:  # else 16 bytes are of one tap, which is enough
-                assert channels % tuning.heuristic("sm_90", "weight_gradient", dtype, 128, channels, 4096, 9).n == 0
+        for dtype, itemsize in ITEMSIZES.items():
+            assert channels % heuristics.choose("sm_90", Product("forward", dtype, 4096, 128, channels, 9)).k == 0
+            if itemsize > 2:  # else 16 bytes are of one tap, which is enough
+                gradient = Product("weight_gradient", dtype, 128, channels, 4096, 9)
+                assert channels % heuristics.choose("sm_90", gradient).n == 0
 
 
 def test_a_window_over_one_channel_is_folded():
-    interpreted = tuning.heuristic("interpreter", "forward", torch.float32, 8192, 16, 1, 49)
-    compiled = tuning.heuristic("sm_90", "forward", torch.float16, 8192, 16, 1, 49)
+    interpreted = heuristics.choose("interpreter", Product("forward", "float32", 8192, 16, 1, 49))
+    compiled = heuristics.choose("sm_90", Product("forward", "float16", 8192, 16, 1, 49))
     assert -(-49 // interpreted.k) == 1 and -(-49 // compiled.k) == 2  # loop trips, not 49
 
 
