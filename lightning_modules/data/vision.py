@@ -42,7 +42,12 @@ class Transformed(Dataset[Batch]):
         return self.transform(image), torch.tensor(label)
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        images, labels = default_collate([self[index] for index in indices])
+        samples = [self[index] for index in indices]
+        shapes = {tuple(image.shape): None for image, _ in samples}  # in order
+        if len(shapes) > 1:
+            one, other, *_ = map(list, shapes)
+            raise ValueError(f"the transforms must give all images one size, got {one} and {other}: add a Resize")
+        images, labels = default_collate(samples)
         return images, labels
 
 

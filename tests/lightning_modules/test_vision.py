@@ -182,3 +182,10 @@ def test_a_broken_image_is_named(tmp_path, num_workers):
     data = made(ImageFolderDataModule, tmp_path, num_workers=num_workers)
     with pytest.raises(ValueError, match=r"image .*train/dog/3\.png cannot be read"):
         list(data.train_dataloader())
+
+
+def test_images_of_several_sizes_need_a_transform(tmp_path):
+    write_folders(tmp_path, {"train": 5, "val": 2})
+    data = made(ImageFolderDataModule, tmp_path, train_transforms=[])
+    with pytest.raises(ValueError, match=r"must give all images one size, got \[3, 3., 40\] and \[3, 3., 40\]: add a"):
+        list(data.train_dataloader())
