@@ -278,12 +278,13 @@ def _plan_forward(
         wide.taps, window.groups, wide.tiles, x.shape[0], x.device,
     )  # fmt: skip
     unit = gemm.unit(extents)
+    layout = memory_format(x, weight)
     alone = aligned and live is None and not with_winners
     rows = boxes.rows(tile, wide, extents, x, counts, lift(size), alone)
     return _Forward(
         Dense(x, weight, bias, residual),
         None if live is None else (live[0], wide.kernel[-1] - live[1]),
-        buffer(y_shape, x),
+        buffer(y_shape, x, layout=layout),
         buffer(y_shape, x, tap_dtype(pool.taps * maxout)) if with_winners else no_buffer,
         Launch(
             _forward_kernel, (wide.tiles * cdiv(rows.count, tile.m) * tile.blocks(outputs, window.groups),),
@@ -295,7 +296,7 @@ def _plan_forward(
             BOX=rows.extents, UNIT=unit, ACC=grid.accumulator_type(x), PRECISION=precision,
             INDEX=grid.index_type(x.numel(), weight.numel(), prod(y_shape)), **tile.constants,
         ),
-        memory_format(x, weight),
+        layout,
     )  # fmt: skip
 
 

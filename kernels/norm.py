@@ -203,13 +203,14 @@ def _plan(
     running_mean: Tensor | None, running_var: Tensor | None, training: bool, eps: float, relu: bool,
 ) -> _Plan:  # fmt: skip
     programs, splits, extents, block, constants = parts.extents_of(x, training)
+    layout = memory_format(x)
     return _Plan(
         Dense(x, weight, bias, residual, mean, var),
-        buffer(tuple(x.shape), x),
+        buffer(tuple(x.shape), x, layout=layout),
         buffer((splits, x.shape[1]), x, accumulator_dtype(x)) if training else no_buffer,
         Launch(_statistics_kernel, programs, *extents, **constants) if training else None,
         Launch(_normalise_kernel, programs, *extents, EPS=eps, RELU=relu, BS=block, **constants),
-        memory_format(x),
+        layout,
     )
 
 

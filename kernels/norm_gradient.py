@@ -166,12 +166,13 @@ def _plan_gradient(
     eps: float, training: bool, residual: bool, summed: bool,
 ) -> _GradientPlan:  # fmt: skip
     programs, splits, extents, block, constants = parts.extents_of(x, summed)
+    layout = memory_format(x)
     return _GradientPlan(
         Dense(dy, x, weight, y, mean, var),
-        buffer(tuple(x.shape), x),
-        buffer(tuple(x.shape) if residual else (0,), x),
+        buffer(tuple(x.shape), x, layout=layout),
+        buffer(tuple(x.shape), x, layout=layout) if residual else buffer((0,), x),
         buffer((splits, x.shape[1]), x, accumulator_dtype(x)) if summed else no_buffer,
         Launch(_gradient_sums_kernel, programs, *extents, EPS=eps, **constants) if summed else None,
         Launch(_gradient_kernel, programs, *extents, TRAINING=training, EPS=eps, BS=block, **constants),
-        memory_format(x),
+        layout,
     )

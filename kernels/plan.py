@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
+from math import prod
 from typing import Any, TypeVar
 
 import torch
@@ -84,14 +85,20 @@ def reasons() -> tuple[object, ...]:
     return _reasons
 
 
-def buffer(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Buffer:
+def buffer(
+    shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None, layout: torch.memory_format | None = None
+) -> Buffer:
     """Return a function that allocates a tensor [N, C, *grid], or of fewer axes, whose memory is channels-last.
 
-    It has the device of `like`, and its dtype unless another is given. It is not a view: torch refuses to change in
-    place a view that an operator returns.
+    It has the device of `like`, and its dtype unless another is given. Its strides are those of `layout` where the two
+    memories are one: of one channel, or one position. It is not a view: torch refuses to change in place a view that an
+    operator returns.
     """
     strides, step = [0] * len(shape), 1
-    for axis in (*(1,) * (len(shape) > 1), *range(len(shape) - 1, 1, -1), 0):
+    axes = (*(1,) * (len(shape) > 1), *range(len(shape) - 1, 1, -1), 0)
+    if layout == torch.contiguous_format and (prod(shape[1:2]) == 1 or prod(shape[2:]) == 1):
+        axes = tuple(reversed(range(len(shape))))
+    for axis in axes:
         strides[axis] = step
         step *= max(1, shape[axis])
     return partial(torch.empty_strided, tuple(shape), tuple(strides), dtype=dtype or like.dtype, device=like.device)

@@ -203,9 +203,10 @@ def _gradient(plan: _Plan, dy: Tensor, taps: Tensor | None) -> Tensor:
 @planned
 def _plan_pool(x: Tensor, window: Window, size: tuple[int, ...], with_taps: bool, divisor: int, padded: bool) -> _Plan:
     shape = (*x.shape[:2], *size)
-    taps = buffer(shape, x, tap_dtype(window.taps)) if with_taps else no_buffer
+    layout = memory_format(x)
+    taps = buffer(shape, x, tap_dtype(window.taps), layout) if with_taps else no_buffer
     launch = _launch(_pool_kernel, shape, x, x.shape, shape, window, divisor, padded)
-    return _Plan(Dense(x), buffer(shape, x), taps, launch, memory_format(x))
+    return _Plan(Dense(x), buffer(shape, x, layout=layout), taps, launch, layout)
 
 
 @planned
@@ -215,7 +216,8 @@ def _plan_gradient(
     shape = (*dy.shape[:2], *size)
     reach = window.fixed_where_even(size, dy.shape[2:]).reach(size, dy.shape[2:])
     launch = _launch(_pool_gradient_kernel, shape, dy, shape, dy.shape, window, divisor, padded, REACH=lift(reach))
-    return _Plan(Dense(dy, taps), buffer(shape, dy), no_buffer, launch, memory_format(dy))
+    layout = memory_format(dy)
+    return _Plan(Dense(dy, taps), buffer(shape, dy, layout=layout), no_buffer, launch, layout)
 
 
 def _launch(

@@ -348,14 +348,37 @@ def new_channels_last(x: Tensor, shape: Sequence[int], dtype: torch.dtype | None
 
 def fake(x: Tensor, shape: Sequence[int], *others: Tensor) -> Tensor:
     """Return an output of a launcher, [N, C, *grid] in the memory format of x and others, without its values."""
-    return new_channels_last(x, shape).contiguous(memory_format=memory_format(x, *others))
+    return torch.empty(tuple(shape), dtype=x.dtype, device=x.device, memory_format=memory_format(x, *others))
 
 
 def memory_format(*tensors: Tensor) -> torch.memory_format:
-    """channels_last (of 2 or 3 grid axes) where any of the tensors is laid out so, as in torch; else contiguous."""
+    """channels_last (of 2 or 3 grid axes) where any of the tensors is strided so, as in torch; else contiguous.
+
+    So are a slice and a chunk of a channels_last tensor.
+    """
     for t in tensors:
-        if not t.is_contiguous():
-            preferred = FORMATS.get(t.dim(), torch.contiguous_format)
-            if t.is_contiguous(memory_format=preferred):
-                return preferred
+        if t.dim() in FORMATS and t.stride(-1) >= t.stride(1) and _is_strided_as_channels_last(t.shape, t.stride()):
+            return FORMATS[t.dim()]
     return torch.contiguous_format
+
+
+def in_layout(layout: torch.memory_format, linear: Callable[..., Tensor], g: Tensor, *args: object) -> Tensor:
+    """Return linear(g, ...), whose layout is that of g, in `layout`.
+
+    Kernels read channels_last: a g that is not is copied here in place of there, and what they make is kept.
+    """
+    if layout != torch.contiguous_format:
+        g = g.contiguous(memory_format=layout)
+    return linear(g, *args).contiguous(memory_format=layout)
+
+
+def _is_strided_as_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Decide as torch's is_channels_last_strides_2d and _3d in c10/core/MemoryFormat.h."""
+    step = 0
+    if strides[1] == 0:
+        return False
+    for axis in (1, *range(len(shape) - 1, 1, -1), 0):
+        if shape[axis] == 0 or strides[axis] < step or (axis == 0 and step == strides[1]):
+            return False
+        step = strides[axis] * max(shape[axis], 1)
+    return True

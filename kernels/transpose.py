@@ -161,11 +161,12 @@ def _plan_transpose(
         "transpose" if wide.tiles == 1 else "transpose_tiled", dy.dtype, dy.shape[0] * prod(counts), channels, outputs,
         wide.taps, window.groups, phases, dy.shape[0], dy.device,
     )  # fmt: skip
+    layout = memory_format(dy, weight)
     rows = boxes.rows(tile, wide, extents, dy, counts, dx_extents[1:4], aligned and y is None)
     return _Transpose(
         Dense(dy, weight, bias, y),
         repeats,
-        buffer(dx_shape, dy),
+        buffer(dx_shape, dy, layout=layout),
         Launch(
             _transpose_kernel, (phases * cdiv(rows.count, tile.m) * tile.blocks(channels, window.groups),),
             rows.descriptor, dy.shape[0], rows.count, rows.counts, grid.odd(dx_extents[1:4]), grid.odd(extents[1:4]),
@@ -173,5 +174,5 @@ def _plan_transpose(
             ACC=grid.accumulator_type(dy), PRECISION=precision,
             INDEX=grid.index_type(dy.numel(), weight.numel(), prod(dx_shape)), **tile.constants,
         ),
-        memory_format(dy, weight),
+        layout,
     )  # fmt: skip

@@ -213,11 +213,11 @@ def _plan(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bias: bool, p
     dw_count, db_count = dw_shape[0] * wide.taps * channels, dw_shape[0] if bias else 0
     unit = gemm.unit(extents)
     columns = cdiv(wide.taps * channels, tile.n if tile.dot else 1)
-    split = tile.splits > 1
+    split, layout = tile.splits > 1, memory_format(x)
     accumulated = accumulator_dtype(x)
     return _Plan(
         Dense(x, dy, y),
-        buffer(dw_shape, x),
+        buffer(dw_shape, x, layout=layout),
         buffer((db_count,), x),
         (
             buffer((tile.splits * dw_count,), x, accumulated),
@@ -237,5 +237,5 @@ def _plan(x: Tensor, dy: Tensor, y: Tensor | None, window: Window, bias: bool, p
             _sum_kernel, (cdiv(dw_count, tuning.SUM_BLOCK) + cdiv(db_count, tuning.SUM_BLOCK),),
             dw_count, db_count, tile.splits, BM=tuning.SUM_BLOCK,
         ) if split else None,
-        memory_format(x),
+        layout,
     )  # fmt: skip

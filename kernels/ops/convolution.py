@@ -19,7 +19,7 @@ from kernels import conv
 from kernels.ops.pooling import max_pool_gradient
 from kernels.ops.registry import operator
 from kernels.reference import masked
-from kernels.shape import Window, fake, new_channels_last, tap_dtype
+from kernels.shape import Window, fake, in_layout, memory_format, new_channels_last, tap_dtype
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -124,7 +124,8 @@ def _gradients(ctx: Any, x: Tensor, weight: Tensor, dy: Tensor, y: Tensor | None
     needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
     dx = dw = db = None
     if needs_x:
-        dx = convolution_transpose(dy, weight, None, y, ctx.window, x.shape[2:], False)
+        layout = memory_format(x, weight)
+        dx = in_layout(layout, convolution_transpose, dy, weight, None, y, ctx.window, x.shape[2:], False)
     if needs_weight or needs_bias:
         dw, db = convolution_weight_gradient(x, dy, y, ctx.window, ctx.bias)
     return dx, dw, db if needs_bias else None
@@ -141,7 +142,8 @@ def _transpose_backward(ctx: Any, g: Tensor) -> Gradients:
     g = masked(g, output)
     d_dy = dw = db = None
     if needs_dy:
-        d_dy = masked(convolution(g, weight, None, None, ctx.window, False), y)
+        layout = memory_format(dy, weight)
+        d_dy = masked(in_layout(layout, convolution, g, weight, None, None, ctx.window, False), y)
     if needs_weight:
         dw, _ = convolution_weight_gradient(g, dy, y, ctx.window, False)
     if needs_bias:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels import pool, reference
 from kernels.ops.registry import operator
-from kernels.shape import Window, fake, tap_dtype
+from kernels.shape import Window, fake, in_layout, memory_format, tap_dtype
 
 
 @operator
@@ -39,12 +39,12 @@ def _(dy, taps, window, size):
 def _max_pool_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, ctx.window, _ = inputs
     ctx.save_for_backward(output[1])
-    ctx.size = x.shape[2:]
+    ctx.size, ctx.layout = x.shape[2:], memory_format(x)
 
 
 def _max_pool_backward(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
     (taps,) = ctx.saved_tensors
-    return max_pool_gradient(dy, taps, ctx.window, ctx.size), None, None
+    return in_layout(ctx.layout, max_pool_gradient, dy, taps, ctx.window, ctx.size), None, None
 
 
 max_pool.differentiate(_max_pool_backward, _max_pool_context)
@@ -84,11 +84,12 @@ def _(x, window, size, divisor, padded):
 
 def _average_pool_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, ctx.window, _, ctx.divisor, ctx.padded = inputs
-    ctx.size = x.shape[2:]
+    ctx.size, ctx.layout = x.shape[2:], memory_format(x)
 
 
 def _average_pool_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    return average_pool_gradient(dy, ctx.window, ctx.size, ctx.divisor, ctx.padded), None, None, None, None
+    dx = in_layout(ctx.layout, average_pool_gradient, dy, ctx.window, ctx.size, ctx.divisor, ctx.padded)
+    return dx, None, None, None, None
 
 
 def _average_pool_gradient_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
