@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
-from multiprocessing import get_context
 from typing import Any
 
+from experiments.compile_pool import CompilePool
 from experiments.inspection.reports import Launch, Operation
 from experiments.inspection.user_kernel import Call, launch
 from kernels.problem import Problem
@@ -41,25 +38,37 @@ def inspected(jobs: Sequence[Job]) -> Iterator[Operation]:
     Raises:
         ValueError: a kernel does not compile, or does not take its arguments.
     """
-    workers = min(len(jobs), os.cpu_count() or 1)
-    with _compiling_environment(), ProcessPoolExecutor(workers, get_context("spawn")) as executor:
-        try:
-            yield from executor.map(inspect, jobs)
-        except BrokenProcessPool as error:
-            raise ValueError("a process ended while it compiled: perhaps there is too little memory") from error
-        finally:
-            executor.shutdown(cancel_futures=True)
+    done: dict[int, Operation | str] = {}
+    with CompilePool(inspected_or_fault) as pool:
+        results = pool.run(jobs)
+        for number in range(len(jobs)):
+            while number not in done:
+                other, result = next(results)
+                done[other] = result or f"{described(jobs[other])}: its process ended, perhaps for want of memory"
+            found = done.pop(number)
+            if isinstance(found, str):
+                raise ValueError(found)
+            yield found
+
+
+def inspected_or_fault(job: Job) -> Operation | str:
+    """Return the report of a job, or what is wrong."""
+    try:
+        return inspect(job)
+    except ValueError as error:
+        return str(error)
+
+
+def described(job: Job) -> str:
+    """Return what a job compiles, in words."""
+    return job.work.function if isinstance(job.work, Call) else f"{job.operation} of {job.work}"
 
 
 def inspect(job: Job) -> Operation:
     """Compile what the job launches, and read it."""
-    import torch
-
     from kernels import tuning
     from kernels.inspect import compiling_for
 
-    torch.set_num_threads(1)
-    what = job.work.function if isinstance(job.work, Call) else f"{job.operation} of {job.work}"
     tile = tuning.use_tile(tuning.Tile(*job.tile)) if job.tile is not None else nullcontext()
     try:
         with compiling_for(job.target) as compiled, tile:
@@ -70,7 +79,7 @@ def inspect(job: Job) -> Operation:
     except ValueError:
         raise
     except Exception as error:  # of the compiler, which has many kinds
-        raise ValueError(f"{what} does not compile for {job.target}: {_reason(error)}") from None
+        raise ValueError(f"{described(job)} does not compile for {job.target}: {_reason(error)}") from None
     products = [_products(kernel) for kernel in compiled]
     main = max(range(len(compiled)), key=products.__getitem__, default=0)
     if isinstance(job.work, Call):
@@ -127,14 +136,3 @@ def _reason(error: Exception) -> str:
         return f"{type(error).__name__}: {' '.join(lines)}".rstrip(": ")
     place = f"{lines[0].rstrip(':')}: " if lines[0].startswith("at ") else ""
     return f"{type(error).__name__}: {place}{lines[-1]}"
-
-
-@contextmanager
-def _compiling_environment() -> Iterator[None]:
-    """Start processes inside that compile: TRITON_INTERPRET is not in their environment."""
-    before = os.environ.pop("TRITON_INTERPRET", None)
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ["TRITON_INTERPRET"] = before

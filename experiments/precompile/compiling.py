@@ -1,35 +1,27 @@
-"""Compile kernels in processes of their own, on all cores; what they make is kept in Triton's cache."""
+"""Compile kernels in processes of their own; what they make is kept in Triton's cache."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from math import prod
-from multiprocessing import forkserver, get_context
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest import mock
 
-import torch
 from triton.runtime import driver
 
-from experiments.gpu.step import cores, reason
+from experiments.compile_pool import CompilePool, start_server
+from experiments.gpu.step import reason
 from experiments.precompile.cache import LIBRARIES, cache_folder, recording_libraries
 from experiments.precompile.collect import Kernel, collecting
 from experiments.precompile.target import builds_launchers, compiling_driver
 from experiments.progress import progress
 
-_CONTEXT = get_context("forkserver")  # this process is not forked: it may hold a GPU, and have threads
 _shared_libraries: list[str] = []  # of all kernels, in a process that builds launchers
 
 
@@ -69,7 +61,7 @@ def compile_ahead(target: str, compute: Callable[[], object], processes: int | N
         ValueError: for a target that is none, or by `compute`.
     """
     started = time.perf_counter()
-    with collecting(target, on_missing=_start_server) as found:
+    with collecting(target, on_missing=start_server) as found:
         compute()
     kernels = list(found.values())
     missing = [kernel for kernel in kernels if not kernel.is_cached]
@@ -77,7 +69,7 @@ def compile_ahead(target: str, compute: Callable[[], object], processes: int | N
     if missing:
         with progress() as bar:
             line = bar.add_task(f"compiling for {target}", total=len(missing))
-            for fault in compile_each(target, missing, processes or cores()):
+            for fault in compile_each(target, missing, processes):
                 faults += filter(None, [fault])
                 bar.advance(line)
     return Outcome(kernels, faults, time.perf_counter() - started)
@@ -94,57 +86,12 @@ def compile_or_warn(target: str, compute: Callable[[], object]) -> None:
         print(f"compiled ahead: {outcome}", flush=True)
 
 
-def compile_each(target: str, kernels: Sequence[Kernel], processes: int) -> Iterator[str]:
-    """Compile kernels, the longest first; gives for each, as it is done, what is wrong with it, or "".
-
-    A crash of the compiler ends a process, which another takes the place of.
-    """
-    left = sorted(kernels, key=effort)
-    workers: list[BaseProcess] = []
-    at_work: dict[Any, Kernel] = {}
-
-    def give(connection: Connection) -> None:
-        at_work[connection] = left.pop()
-        with suppress(OSError):  # it has ended already, and its end is seen below
-            connection.send(at_work[connection])
-
-    def start() -> None:
-        ours, theirs = _CONTEXT.Pipe()
-        with _leaving_main_out():
-            workers.append(_CONTEXT.Process(target=_work, args=(target, theirs), daemon=True))
-            workers[-1].start()
-        theirs.close()
-        give(ours)
-
-    try:
-        _start_server()
-        for _ in range(min(processes, len(left))):
-            start()
-        while at_work:
-            ready: list[Any] = wait(list(at_work))
-            for connection in ready:
-                kernel = at_work.pop(connection)
-                try:
-                    fault = connection.recv()
-                except (EOFError, OSError):
-                    fault = f"{kernel.name.strip('_')}: crashes the compiler"
-                    if left:
-                        start()
-                else:
-                    if left:
-                        give(connection)
-                yield fault
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.join()
-
-
-@contextmanager
-def _leaving_main_out() -> Iterator[None]:
-    """Start processes inside a `with` block that do not import the main module: it may be a script that trains."""
-    with mock.patch.dict(sys.modules, {"__main__": ModuleType("__main__")}):
-        yield
+def compile_each(target: str, kernels: Sequence[Kernel], processes: int | None = None) -> Iterator[str]:
+    """Compile kernels, the longest first; gives for each, as it is done, what is wrong with it, or ""."""
+    ordered = sorted(kernels, key=effort, reverse=True)
+    with CompilePool(partial(compile_kernel, target), processes) as pool:
+        for number, fault in pool.run(ordered):
+            yield f"{ordered[number].name.strip('_')}: crashes the compiler" if fault is None else fault
 
 
 def effort(kernel: Kernel) -> int:
@@ -154,29 +101,9 @@ def effort(kernel: Kernel) -> int:
     return prod(sum(each) if isinstance(each, tuple) else each for each in extents)
 
 
-def _start_server() -> None:
-    """Start the process that others are forked from, once; until it has imported everything, this one can go on."""
-    _CONTEXT.set_forkserver_preload(["experiments.precompile.preload"])
-    interpret = os.environ.pop("TRITON_INTERPRET", None)  # such a process would compile nothing
-    try:
-        forkserver.ensure_running()
-    finally:
-        if interpret is not None:
-            os.environ["TRITON_INTERPRET"] = interpret
-
-
-def _work(target: str, connection: Connection) -> None:
-    """Compile the kernels that come, and answer what is wrong with each, until no more can come."""
-    _prepare(target)
-    with suppress(EOFError):
-        while True:
-            connection.send(compile_kernel(target, connection.recv()))
-
-
+@cache
 def _prepare(target: str) -> None:
-    """Compile for `target` from now on. An interruption is left to the parent, and so is what is to be said."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    """Compile for `target` from now on. What is to be said is left to the parent."""
     if os.environ.get("CONVNETS_DEBUG") != "1":
         for stream in (1, 2):  # what Triton and MLIR say of an error, all of the machine code too
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
@@ -187,6 +114,7 @@ def _prepare(target: str) -> None:
 
 def compile_kernel(target: str, kernel: Kernel) -> str:
     """Compile a kernel into the cache, and where that is needed its launcher; return what is wrong, or ""."""
+    _prepare(target)
     try:
         with recording_libraries() as libraries:
             binary: Any = kernel.function.warmup(*kernel.arguments, grid=(1,), **kernel.constants)

@@ -31,7 +31,7 @@ def compare(console: Console, target: str, path: Path, tasks: Sequence[Task], co
     for task, record in known:
         for tile in (heuristics.choose(target, task.product), record.tile):
             jobs.append(Job(task, tile))
-    outcomes = compilers.run(jobs)
+    outcomes = compilers.outcomes(jobs)
     shown = Table(
         "operation", "problem", "heuristic", "percent", "tuned", "percent", "limit", "time, heuristic / tuned"
     )

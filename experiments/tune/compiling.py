@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
-from types import TracebackType
 
-import torch
-
+from experiments.compile_pool import CompilePool
 from experiments.tune.task import Task
 from kernels import conv, model
 from kernels.candidates import order
@@ -53,45 +47,16 @@ class Outcome:
     fault: str = ""
 
 
-class Compilers:
-    """Processes that compile, to be used in a `with` block; results come in the order of the jobs."""
+class Compilers(CompilePool[Job, Outcome]):
+    """Processes that compile and estimate, to be used in a `with` block."""
 
-    def __init__(self, processes: int) -> None:
-        self._processes = processes
-        self._pool = self._new(processes)
+    def __init__(self, processes: int | None = None) -> None:
+        super().__init__(work, processes)
 
-    def run(self, jobs: Sequence[Job]) -> list[Outcome]:
-        futures = [self._pool.submit(work, job) for job in jobs]
-        try:
-            return [future.result() for future in futures]
-        except BrokenProcessPool:
-            self._pool = self._new(self._processes)
-            return [self._alone(job) for job in jobs]
-
-    def _alone(self, job: Job) -> Outcome:
-        """A job in a pool of its own: a crash of the compiler, which ends the process, is then known to be its."""
-        with self._new(1) as pool:
-            try:
-                return pool.submit(work, job).result()
-            except BrokenProcessPool:
-                return Outcome(job.tile, fault="crashes the compiler")
-
-    @staticmethod
-    def _new(processes: int) -> ProcessPoolExecutor:
-        # Not forked: the parent has threads, and may hold a GPU.
-        return ProcessPoolExecutor(processes, get_context("spawn"), _prepare)
-
-    def __enter__(self) -> Compilers:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-
-def _prepare() -> None:
-    """Leave an interruption to the parent, and the cores to the other processes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    def outcomes(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Return the outcomes of jobs, in their order."""
+        found = dict(self.run(jobs))
+        return [found[number] or Outcome(job.tile, fault="crashes the compiler") for number, job in enumerate(jobs)]
 
 
 def work(job: Job) -> Outcome:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     for target in targets:
         tasks = tasks_of(options, target)
         path = options.table or table.path_of(target)
-        with interrupted_once(), Compilers(options.jobs or os.cpu_count() or 1) as compilers:
+        with interrupted_once(), Compilers(options.jobs) as compilers:
             if options.compare:
                 compare(console, target, path, tasks, compilers)
             else:

@@ -42,7 +42,7 @@ def estimated(task: Task, compilers: Compilers, most: int, finalists: int) -> tu
     Raises:
         NotTuned: there is none.
     """
-    outcomes = compilers.run([Job(task, tile) for tile in candidates(task.target, task.product, most)])
+    outcomes = compilers.outcomes([Job(task, tile) for tile in candidates(task.target, task.product, most)])
     faults = Counter(outcome.fault for outcome in outcomes if outcome.fault)
     best: list[Outcome] = []
     waiting = ranked(task.product, outcomes)
@@ -51,7 +51,7 @@ def estimated(task: Task, compilers: Compilers, most: int, finalists: int) -> tu
         waiting = [usual, *(outcome for outcome in waiting if outcome is not usual)]
     while waiting and len(best) < finalists:
         few, waiting = waiting[: finalists - len(best)], waiting[finalists - len(best) :]
-        for outcome, fused in zip(few, compilers.run([Job(task, o.tile, fused=True) for o in few]), strict=True):
+        for outcome, fused in zip(few, compilers.outcomes([Job(task, o.tile, fused=True) for o in few]), strict=True):
             if fused.fault:
                 faults[fused.fault] += 1
             else:

@@ -46,7 +46,7 @@ class StandIn:
     interrupt_at = None
 
     def __init__(self, processes):
-        assert processes >= 1
+        assert processes is None or processes >= 1
 
     def __enter__(self):
         return self
@@ -58,7 +58,7 @@ class StandIn:
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    def run(self, jobs):
+    def outcomes(self, jobs):
         self.jobs.extend(jobs)
         if self.interrupt_at is not None and len(self.jobs) > self.interrupt_at:
             os.kill(os.getpid(), signal.SIGINT)
@@ -100,10 +100,10 @@ def test_the_best_that_does_not_spill_is_recorded_with_its_source(tune):
 
 
 def test_the_heuristic_is_kept_where_an_estimate_is_no_clear_gain(tune, monkeypatch):
-    def run(self, jobs):
+    def outcomes(self, jobs):
         return [Outcome(job.tile, 1.0 if job is jobs[0] else 0.985, 1.0, 0.5) for job in jobs]
 
-    monkeypatch.setattr(StandIn, "run", run)
+    monkeypatch.setattr(StandIn, "outcomes", outcomes)
     tune(*LAYER, "--operation", "forward")
     (record,) = table.read(Path("t.json"), "sm_80").records.values()
     assert record.tile == heuristics.choose("sm_80", record.product)
@@ -145,11 +145,11 @@ def test_what_others_record_meanwhile_stays(tune, monkeypatch):
         "other", Product("forward", "float16", 4096, 64, 64, 9), Tile(128, 64, 32), {"kind": "estimate"}
     )
 
-    def run(self, jobs):
+    def outcomes(self, jobs):
         recording.add(Path("t.json"), "sm_80", other)
-        return StandIn.run(self, jobs)
+        return StandIn.outcomes(self, jobs)
 
-    monkeypatch.setattr("experiments.tune.run.Compilers", type("Meanwhile", (StandIn,), {"run": run}))
+    monkeypatch.setattr("experiments.tune.run.Compilers", type("Meanwhile", (StandIn,), {"outcomes": outcomes}))
     outcome = tune(*LAYER)
     assert outcome.code == 0 and "t.json holds 4" in outcome.out
     assert [record["problem"] for record in records()].count("other") == 1 and len(records()) == 4
@@ -218,7 +218,7 @@ def test_a_damaged_table_is_kept_beside_and_its_rest_used(tune):
 
 
 def test_a_problem_without_a_legal_tile_does_not_stop_the_rest(tune, monkeypatch):
-    monkeypatch.setattr(StandIn, "run", lambda self, jobs: [
+    monkeypatch.setattr(StandIn, "outcomes", lambda self, jobs: [
         Outcome(job.tile, fault="spills registers") if job.task.operation == "forward" else Outcome(job.tile, 1.0, 1.0)
         for job in jobs
     ])  # fmt: skip

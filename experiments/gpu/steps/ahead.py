@@ -6,15 +6,14 @@ CONVNETS_GPU_TARGET names a GPU that is not here, as "sm_90", to compile for one
 from __future__ import annotations
 
 import os
-from concurrent.futures import Executor, ProcessPoolExecutor
-from multiprocessing import get_context
 
-from experiments.gpu.step import REHEARSAL, TARGET, cores, earlier, reason, record
+from experiments.gpu.step import REHEARSAL, TARGET, earlier, reason, record
 
 os.environ.pop("TRITON_INTERPRET", None)
 
+from experiments.compile_pool import CompilePool  # noqa: E402
 from experiments.inspection.reports import Operation  # noqa: E402
-from experiments.inspection.work import Job, inspect  # noqa: E402
+from experiments.inspection.work import Job, inspected_or_fault  # noqa: E402
 from experiments.precompile.compiling import Outcome, compile_ahead  # noqa: E402
 from experiments.precompile.step import Batch, run_batches  # noqa: E402
 from kernels.problem import OPERATIONS  # noqa: E402
@@ -57,7 +56,7 @@ def estimate_of(key: str, target: str, found: Operation) -> dict[str, object]:
     }  # fmt: skip
 
 
-def estimate_layers(target: str, pool: Executor) -> None:
+def estimate_layers(target: str) -> None:
     """Compile and record every operation of the layers; one that does not compile does not keep the others."""
     from experiments.gpu.problems import layers
 
@@ -65,19 +64,14 @@ def estimate_layers(target: str, pool: Executor) -> None:
     work = [(key, operation, problem) for key, _, problem in layers() for operation in OPERATIONS]
     work = [each for each in work if each[:2] not in done]
     jobs = [Job(target, problem, operation) for _, operation, problem in work]
-    for (key, operation, _), found in zip(work, pool.map(inspected_or_fault, jobs), strict=True):
-        if isinstance(found, str):
-            record(what="no estimate", key=key, operation=operation, target=target, fault=found)
-        else:
-            record(**estimate_of(key, target, found))
-
-
-def inspected_or_fault(job: Job) -> Operation | str:
-    """Return the report of a job, or what is wrong."""
-    try:
-        return inspect(job)
-    except ValueError as error:
-        return str(error)
+    with CompilePool(inspected_or_fault) as pool:
+        for number, found in pool.run(jobs):
+            key, operation, _ = work[number]
+            if isinstance(found, Operation):
+                record(**estimate_of(key, target, found))
+            else:
+                fault = found or "crashes the compiler"
+                record(what="no estimate", key=key, operation=operation, target=target, fault=fault)
 
 
 def compile_training(target: str) -> Outcome:
@@ -91,8 +85,7 @@ def compile_training(target: str) -> Outcome:
 def main() -> int:
     name = target()
     try:
-        with ProcessPoolExecutor(cores(), get_context("spawn")) as pool:
-            estimate_layers(name, pool)
+        estimate_layers(name)
         outcome = compile_training(name)
         record(what="training", target=name, kernels=len(outcome.kernels), fault="; ".join(outcome.faults[:1]))
     except Exception as error:  # of the compiler, or a process that ended: later steps then compile by themselves

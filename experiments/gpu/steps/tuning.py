@@ -6,7 +6,6 @@ import sys
 
 from experiments.gpu.step import (
     REHEARSAL,
-    cores,
     device_is_lost,
     earlier,
     go_on,
@@ -61,7 +60,7 @@ def main(first: str = "0") -> int:
     target = tuning.target()
     source = source_of(target, measured=True)
     done = {(each["key"], each["operation"]) for each in earlier("tuning")}
-    with Compilers(cores()) as compilers:
+    with Compilers() as compilers:
         for number, (ratio, key, operation) in enumerate(disagreements()[int(first) : OPERATIONS], int(first)):
             if (key, operation) in done:
                 continue

@@ -2,7 +2,7 @@
 
 from triton.runtime.cache import triton_key
 
-from experiments.precompile import compiling as compiling
+from experiments.inspection import work as work
 from kernels import conv as conv
 from kernels import norm as norm
 from kernels import pool as pool
