@@ -357,8 +357,12 @@ def memory_format(*tensors: Tensor) -> torch.memory_format:
     So are a slice and a chunk of a channels_last tensor.
     """
     for t in tensors:
-        if t.dim() in FORMATS and t.stride(-1) >= t.stride(1) and _is_strided_as_channels_last(t.shape, t.stride()):
-            return FORMATS[t.dim()]
+        preferred = FORMATS.get(t.dim())
+        if preferred is None or t.stride(-1) < t.stride(1):
+            continue
+        is_dense = t.is_contiguous(memory_format=preferred) and not t.is_contiguous()  # the usual case, told quickly
+        if is_dense or _is_strided_as_channels_last(t.shape, t.stride()):
+            return preferred
     return torch.contiguous_format
 
 
