@@ -42,8 +42,8 @@ COMPLETE = ("sm_90", "float16")  # the other jobs take the problems that follow
 FEW = ("3x3 stride 2", "stem", "grouped", "depthwise", "tiled", "linear", "normal", "boxes, 3x3")
 KERNELS = {
     "forward": "forward", "transpose": "transpose", "weight_gradient": "weight gradient", "sum": "weight gradient",
-    "pool": "pool", "pool_gradient": "pool", "statistics": "batch norm", "normalise": "batch norm",
-    "gradient_sums": "batch norm", "gradient": "batch norm",
+    "pool": "pool", "pool_gradient": "pool", "statistics": "batch norm", "moments": "batch norm",
+    "normalise": "batch norm", "gradient_sums": "batch norm", "gradient": "batch norm",
 }  # fmt: skip
 
 
