@@ -25,6 +25,7 @@ from kernels.checks import (
     refuse_forward_mode,
 )
 from kernels.functional.direct import as_torch
+from kernels.functional.traced import hold_size
 from kernels.shape import POINT, Window, shape_of
 
 if backend.AVAILABLE:
@@ -203,7 +204,7 @@ def run_convolution(
     refuse_forward_mode(x, weight, bias, residual)
     if pool is None and maxout == 1:
         return ops.convolution(x, weight, bias, residual, window, relu)
-    pool = pool or POINT
+    pool, x = pool or POINT, hold_size(op, x, window.axes)
     return ops.convolution_max(x, weight, bias, window, relu, pool, size, maxout)[0]
 
 
@@ -212,6 +213,10 @@ def _convolve_transposed(
     output_padding: IntOrTuple, groups: int, dilation: IntOrTuple, activation: str | None,
 ) -> Tensor:  # fmt: skip
     relu = check_activation(op, activation) == "relu"
+    transpose = reference.TRANSPOSES[axes]
+    y = as_torch(transpose, (input, weight, bias), stride, padding, output_padding, groups, dilation)
+    if y is not None:
+        return y.relu_() if relu else y
     input, weight, bias = autocast(input, weight, bias)
     check_floating(op, input=input, weight=weight, bias=bias)
     x = batched(op, input, axes)
@@ -229,5 +234,5 @@ def _convolve_transposed(
         y = reference.transpose(x, weight, bias, None, window, size, relu)
     else:
         refuse_forward_mode(x, weight, bias)
-        y = ops.convolution_transpose(x, weight, bias, None, window, size, relu)
+        y = ops.convolution_transpose(hold_size(op, x, axes), weight, bias, None, window, size, relu)
     return y if x is input else y.squeeze(0)

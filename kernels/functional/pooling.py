@@ -22,6 +22,7 @@ from kernels.checks import (
     refuse_forward_mode,
 )
 from kernels.functional.direct import as_torch
+from kernels.functional.traced import hold_size
 from kernels.shape import Window, shape_of
 
 if backend.AVAILABLE:
@@ -109,8 +110,7 @@ def adaptive_max_pool1d(
     input: Tensor, output_size: OutputSize, return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`adaptive_max_pool2d` over a grid of one axis: input [N, C, L] or [C, L]."""
-    problem = _adaptive("adaptive_max_pool1d", 1, input, output_size)
-    return _max_pool(input, *problem, return_indices)
+    return _adaptive_max_pool("adaptive_max_pool1d", 1, input, output_size, return_indices)
 
 
 def adaptive_max_pool2d(
@@ -127,34 +127,29 @@ def adaptive_max_pool2d(
         [N, C, P, Q] or [C, P, Q], and the indices likewise where asked for. Row p is of the rows from floor(p * H / P)
         up to, and without, ceil((p + 1) * H / P).
     """
-    problem = _adaptive("adaptive_max_pool2d", 2, input, output_size)
-    return _max_pool(input, *problem, return_indices)
+    return _adaptive_max_pool("adaptive_max_pool2d", 2, input, output_size, return_indices)
 
 
 def adaptive_max_pool3d(
     input: Tensor, output_size: OutputSize, return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`adaptive_max_pool2d` over a grid of three axes: input [N, C, D, H, W] or [C, D, H, W]."""
-    problem = _adaptive("adaptive_max_pool3d", 3, input, output_size)
-    return _max_pool(input, *problem, return_indices)
+    return _adaptive_max_pool("adaptive_max_pool3d", 3, input, output_size, return_indices)
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: OutputSize) -> Tensor:
     """`adaptive_avg_pool2d` over a grid of one axis: input [N, C, L] or [C, L]."""
-    problem = _adaptive("adaptive_avg_pool1d", 1, input, output_size)
-    return _average_pool(input, *problem, 0, True)
+    return _adaptive_average_pool("adaptive_avg_pool1d", 1, input, output_size)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: OutputSize) -> Tensor:
     """Mean of each of the windows of `adaptive_max_pool2d`; an output_size of 1 is global average pooling."""
-    problem = _adaptive("adaptive_avg_pool2d", 2, input, output_size)
-    return _average_pool(input, *problem, 0, True)
+    return _adaptive_average_pool("adaptive_avg_pool2d", 2, input, output_size)
 
 
 def adaptive_avg_pool3d(input: Tensor, output_size: OutputSize) -> Tensor:
     """`adaptive_avg_pool2d` over a grid of three axes: input [N, C, D, H, W] or [C, D, H, W]."""
-    problem = _adaptive("adaptive_avg_pool3d", 3, input, output_size)
-    return _average_pool(input, *problem, 0, True)
+    return _adaptive_average_pool("adaptive_avg_pool3d", 3, input, output_size)
 
 
 def cross_channel_max_pool(input: Tensor, pool_size: int) -> Tensor:
@@ -208,13 +203,25 @@ def _fixed_average_pool(
     return _average_pool(input, *problem, number, padded)
 
 
+def _adaptive_max_pool(
+    op: str, axes: int, input: Tensor, output_size: OutputSize, return_indices: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    y = as_torch(reference.ADAPTIVE_MAX_POOLS[axes], (input,), output_size, return_indices)
+    return _max_pool(input, *_adaptive(op, axes, input, output_size), return_indices) if y is None else y
+
+
+def _adaptive_average_pool(op: str, axes: int, input: Tensor, output_size: OutputSize) -> Tensor:
+    y = as_torch(reference.ADAPTIVE_AVERAGE_POOLS[axes], (input,), output_size)
+    return _average_pool(input, *_adaptive(op, axes, input, output_size), 0, True) if y is None else y
+
+
 def _fixed(
     op: str, axes: int, input: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None, padding: IntOrTuple,
     dilation: IntOrTuple, ceil_mode: bool,
 ) -> tuple[Tensor, Window, tuple[int, ...]]:  # fmt: skip
     """The input [N, C, *grid], the window that slides over it, and the extents of the output."""
     check_floating(op, input=input)
-    x = batched(op, input, axes)
+    x = hold_size(op, batched(op, input, axes), axes)
     window = make_pooling_window(op, axes, kernel_size, stride, padding, dilation)
     return x, window, check_pooling(op, shape_of(x), window, bool(ceil_mode))
 
@@ -222,7 +229,7 @@ def _fixed(
 def _adaptive(op: str, axes: int, input: Tensor, output_size: OutputSize) -> tuple[Tensor, Window, tuple[int, ...]]:
     """The input [N, C, *grid], the window that divides it, and the extents of the output."""
     check_floating(op, input=input)
-    x = batched(op, input, axes)
+    x = hold_size(op, batched(op, input, axes), axes)
     shape = shape_of(x)
     check_not_empty(op, shape)
     size = check_output_size(op, output_size, shape[2:])

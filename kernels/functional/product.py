@@ -12,7 +12,8 @@ from kernels import backend
 from kernels.checks import autocast, check_broadcast, check_floating, check_linear, check_residual, refuse_forward_mode
 from kernels.functional.convolution import epilogue, run_convolution
 from kernels.functional.direct import as_torch
-from kernels.shape import Window
+from kernels.functional.traced import hold_size
+from kernels.shape import Window, shape_of
 
 if backend.AVAILABLE:
     from kernels import ops
@@ -104,7 +105,9 @@ def _matrix(a: Tensor, b: Tensor) -> Tensor:
 
 def _batch(left: Tensor, right: Tensor, front: torch.Size) -> Tensor:
     """left [*, M, K] times right [*, K, N], each matrix a group of channels."""
-    (rows, depth), columns, batch = left.shape[-2:], right.shape[-1], prod(front)
+    left, right = (hold_size("matmul", t, t.dim()) for t in (left, right))
+    (rows, depth), columns, front = shape_of(left)[-2:], shape_of(right)[-1], tuple(map(int, front))
+    batch = prod(front)
     x = left.expand(*front, rows, depth).reshape(batch, rows, depth).transpose(0, 1).reshape(rows, batch * depth)
     weight = right.expand(*front, depth, columns).transpose(-2, -1).reshape(batch * columns, depth)
     y = ops.convolution(x, weight, None, None, Window((), (), (), (), groups=batch), False)
