@@ -14,9 +14,9 @@ from kernels.shape import Window, accumulator_dtype, memory_format, tap_dtype
 CONVOLUTIONS = (None, F.conv1d, F.conv2d, F.conv3d)
 TRANSPOSES = (None, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 MAX_POOLS = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
-ADAPTIVE_MAX_POOLS = (None, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
+_ADAPTIVE_MAX_POOLS = (None, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
 AVERAGE_POOLS = (None, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
-ADAPTIVE_AVERAGE_POOLS = (None, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+_ADAPTIVE_AVERAGE_POOLS = (None, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
 
 
 def forward(
@@ -130,7 +130,7 @@ def max_pool_as_torch(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """torch's own max pooling, and if asked for the index of each maximum in its flattened plane of x."""
     if window.adaptive:
-        return ADAPTIVE_MAX_POOLS[window.axes](x, size, return_indices=return_indices)
+        return _ADAPTIVE_MAX_POOLS[window.axes](x, size, return_indices=return_indices)
     padding = tuple(before for before, _ in window.padding)
     ceil_mode = window.output_size(x.shape[2:]) != tuple(size)
     pool = MAX_POOLS[window.axes]
@@ -140,7 +140,7 @@ def max_pool_as_torch(
 def average_pool(x: Tensor, window: Window, size: Sequence[int], divisor: int, padded: bool) -> Tensor:
     """See `kernels.pool.average_pool`."""
     if window.adaptive:
-        return ADAPTIVE_AVERAGE_POOLS[window.axes](x, size)
+        return _ADAPTIVE_AVERAGE_POOLS[window.axes](x, size)
     if window.axes == 1:  # torch's avg_pool1d does the same, and takes no divisor
         plane = Window((1, *window.kernel), (1, *window.stride), ((0, 0), *window.padding), (1, 1))
         return average_pool(x.unsqueeze(2), plane, (1, *size), divisor, padded).squeeze(2)

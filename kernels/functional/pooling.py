@@ -206,13 +206,11 @@ def _fixed_average_pool(
 def _adaptive_max_pool(
     op: str, axes: int, input: Tensor, output_size: OutputSize, return_indices: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
-    y = as_torch(reference.ADAPTIVE_MAX_POOLS[axes], (input,), output_size, return_indices)
-    return _max_pool(input, *_adaptive(op, axes, input, output_size), return_indices) if y is None else y
+    return _max_pool(input, *_adaptive(op, axes, input, output_size), return_indices)
 
 
 def _adaptive_average_pool(op: str, axes: int, input: Tensor, output_size: OutputSize) -> Tensor:
-    y = as_torch(reference.ADAPTIVE_AVERAGE_POOLS[axes], (input,), output_size)
-    return _average_pool(input, *_adaptive(op, axes, input, output_size), 0, True) if y is None else y
+    return _average_pool(input, *_adaptive(op, axes, input, output_size), 0, True)
 
 
 def _fixed(
@@ -229,10 +227,14 @@ def _fixed(
 def _adaptive(op: str, axes: int, input: Tensor, output_size: OutputSize) -> tuple[Tensor, Window, tuple[int, ...]]:
     """The input [N, C, *grid], the window that divides it, and the extents of the output."""
     check_floating(op, input=input)
-    x = hold_size(op, batched(op, input, axes), axes)
+    x = batched(op, input, axes)
+    if x is not input and x.shape[1] == 0:  # as torch, which takes the channels of one sample for a batch
+        x = input.unsqueeze(1)
     shape = shape_of(x)
     check_not_empty(op, shape)
     size = check_output_size(op, output_size, shape[2:])
+    if backend.uses_triton(x) or output_size is None or (isinstance(output_size, Sequence) and None in output_size):
+        x = hold_size(op, x, axes)
     return x, Window.dividing(shape[2:], size), size
 
 
@@ -241,7 +243,7 @@ def _max_pool(
 ) -> Tensor | tuple[Tensor, Tensor]:
     y, index = _run_max_pool(x, window, size, return_indices)
     if x is not input:
-        y, index = y.squeeze(0), index if index is None else index.squeeze(0)
+        y, index = y.flatten(0, 1), index if index is None else index.flatten(0, 1)
     return (y, index) if return_indices else y
 
 
@@ -260,4 +262,4 @@ def _average_pool(input: Tensor, x: Tensor, window: Window, size: Sequence[int],
     else:
         refuse_forward_mode(x)
         y = ops.average_pool(x, window, size, divisor, bool(padded))
-    return y if x is input else y.squeeze(0)
+    return y if x is input else y.flatten(0, 1)

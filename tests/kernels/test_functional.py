@@ -93,7 +93,7 @@ def test_an_adaptive_output_size_may_leave_out_extents(backend, device):
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
-@pytest.mark.parametrize("shape", [(0, 3), (2, 0)], ids=["no-batch", "no-channels"])
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0,)], ids=["no-batch", "no-channels", "no-channels-unbatched"])
 def test_empty_inputs_are_taken_where_torch_takes_them(shape, axes, backend, device):
     x = torch.ones(*shape, *[6] * axes, device=device, requires_grad=True)
     for name in (f"max_pool{axes}d", f"avg_pool{axes}d", f"adaptive_max_pool{axes}d", f"adaptive_avg_pool{axes}d"):
