@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 BACKENDS = ("auto", "triton", "torch")
 AVAILABLE = importlib.util.find_spec("triton") is not None
@@ -144,6 +145,24 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
+
+
+def refuse_forward_mode(*tensors: Tensor | None) -> None:
+    """Operators of torch.library have no forward-mode derivative, and drop a tangent without a word; nor torch.func's.
+
+    Raises:
+        RuntimeError: and names the backend that has them.
+    """
+    if torch.compiler.is_compiling():
+        return
+    transform = torch._C._functorch.peek_interpreter_stack()
+    if transform is not None and transform.key() != torch._C._functorch.TransformType.Functionalize:
+        raise RuntimeError("torch.func's transforms need the torch backend: use_backend('torch')")
+    if forward_ad._current_level < 0:  # no tensor has a tangent
+        return
+    for t in tensors:
+        if t is not None and forward_ad.unpack_dual(t).tangent is not None:
+            raise RuntimeError("forward-mode differentiation needs the torch backend: use_backend('torch')")
 
 
 def device_function(function: Any) -> Any:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from kernels.backend import autocast_dtype
 from kernels.shape import AXES, Window, remembered, shape_of
 
+LIMIT = 2**31  # of an int: kernels take those of a window, and torch's too, as 32 bits
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 GRID_NAMES = ("", "L", "H, W", "D, H, W")
 
@@ -62,9 +62,9 @@ def _window(
 
 def per_axis(op: str, name: str, value: IntOrTuple, axes: int, least: int) -> tuple[int, ...]:
     """`value` as one int an axis; a single int counts for all axes."""
-    if type(value) is int and value >= least:  # quick for what is usual: every call of a layer comes here
+    if type(value) is int and least <= value < LIMIT:  # quick for what is usual: every call of a layer comes here
         return (value,) * axes
-    if type(value) is tuple and len(value) == axes and all(type(v) is int and v >= least for v in value):
+    if type(value) is tuple and len(value) == axes and all(type(v) is int and least <= v < LIMIT for v in value):
         return value
     values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     if len(values) == 1:
@@ -72,17 +72,24 @@ def per_axis(op: str, name: str, value: IntOrTuple, axes: int, least: int) -> tu
     ints = tuple(_as_int(v) for v in values)
     if len(ints) != axes or any(v is None or v < least for v in ints):
         raise ValueError(f"{op}: {name} must be an int or {axes} ints, each >= {least}, got {value!r}")
+    _check_limit(op, name, ints)
     return ints
 
 
 def check_int(op: str, name: str, value: int, least: int) -> int:
     """`value` as an int of at least `least`; else ValueError."""
-    if type(value) is int and value >= least:
+    if type(value) is int and least <= value < LIMIT:
         return value
     number = _as_int(value)
     if number is None or number < least:
         raise ValueError(f"{op}: {name} must be an int >= {least}, got {value!r}")
+    _check_limit(op, name, (number,))
     return number
+
+
+def _check_limit(op: str, name: str, ints: Sequence[int]) -> None:
+    if any(type(v) is int and abs(v) >= LIMIT for v in ints):
+        raise ValueError(f"{op}: {name} must be less than 2**31, got {', '.join(map(str, ints))}")
 
 
 def _as_int(value: object) -> int | None:
@@ -184,7 +191,7 @@ def check_transposed_convolution(
     elif min(x.shape[2:]) < 1 or min(size) < 1:
         wrong = f"input and output must be at least 1 wide, the output would be {tuple(size)}"
     else:
-        return
+        return check_extents(op, size)
     raise ValueError(f"{op}: {wrong}: input {tuple(x.shape)}, weight {tuple(weight.shape)}, groups {groups}")
 
 
@@ -277,6 +284,7 @@ def check_output_size(op: str, output_size: int | None | Sequence[int | None], s
     ints = tuple(size[axis] if value is None else _as_int(value) for axis, value in enumerate(values[:axes]))
     if len(values) != axes or any(value is None or value < 0 for value in ints):
         raise ValueError(f"{op}: output_size must be an int or {axes} ints or None, each >= 0, got {output_size!r}")
+    check_extents(op, ints)
     return ints
 
 
@@ -285,6 +293,7 @@ def check_divisor(op: str, divisor: int | None) -> int:
     number = 0 if divisor is None else _as_int(divisor)
     if number is None or (number == 0 and divisor is not None):
         raise ValueError(f"{op}: divisor_override must be None or an int other than 0, got {divisor!r}")
+    _check_limit(op, "divisor_override", (number,))
     return number
 
 
@@ -344,7 +353,14 @@ def check_fits(op: str, shape: Sequence[int], window: Window, ceil_mode: bool = 
             f"{op}: the window is larger than the padded input: kernel_size {window.kernel} with dilation"
             f" {window.dilation} on input {tuple(shape)}, whose grid padded is {padded}"
         )
+    check_extents(op, output_size)
     return output_size
+
+
+def check_extents(op: str, size: Sequence[int]) -> None:
+    """Raise ValueError where an output of extents `size` has more positions than a machine has addresses."""
+    if all(type(extent) is int for extent in size) and math.prod(size) >= 2**48:
+        raise ValueError(f"{op}: the output would be {tuple(size)} large")
 
 
 def batched(op: str, x: Tensor, axes: int) -> Tensor:
@@ -378,24 +394,6 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         return tensors
     castable = (torch.float16, torch.bfloat16, torch.float32)
     return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in castable else t for t in tensors)
-
-
-def refuse_forward_mode(*tensors: Tensor | None) -> None:
-    """Operators of torch.library have no forward-mode derivative, and drop a tangent without a word; nor torch.func's.
-
-    Raises:
-        RuntimeError: and names the backend that has them.
-    """
-    if torch.compiler.is_compiling():
-        return
-    transform = torch._C._functorch.peek_interpreter_stack()
-    if transform is not None and transform.key() != torch._C._functorch.TransformType.Functionalize:
-        raise RuntimeError("torch.func's transforms need the torch backend: use_backend('torch')")
-    if forward_ad._current_level < 0:  # no tensor has a tangent
-        return
-    for t in tensors:
-        if t is not None and forward_ad.unpack_dual(t).tangent is not None:
-            raise RuntimeError("forward-mode differentiation needs the torch backend: use_backend('torch')")
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -22,7 +22,6 @@ from kernels.checks import (
     make_window,
     per_axis,
     pooling_window,
-    refuse_forward_mode,
 )
 from kernels.functional.direct import as_torch
 from kernels.functional.traced import hold_size
@@ -201,7 +200,7 @@ def run_convolution(
         if pool is not None:
             y = reference.max_pool_as_torch(y, pool, size, return_indices=False)
         return reference.cross_channel_max_pool(y, maxout) if maxout > 1 else y
-    refuse_forward_mode(x, weight, bias, residual)
+    backend.refuse_forward_mode(x, weight, bias, residual)
     if pool is None and maxout == 1:
         return ops.convolution(x, weight, bias, residual, window, relu)
     pool, x = pool or POINT, hold_size(op, x, window.axes)
@@ -233,6 +232,6 @@ def _convolve_transposed(
     if weight.numel() == 0 or not backend.uses_triton(x):
         y = reference.transpose(x, weight, bias, None, window, size, relu)
     else:
-        refuse_forward_mode(x, weight, bias)
+        backend.refuse_forward_mode(x, weight, bias)
         y = ops.convolution_transpose(hold_size(op, x, axes), weight, bias, None, window, size, relu)
     return y if x is input else y.squeeze(0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import backend
-from kernels.checks import DTYPES
+from kernels.checks import DTYPES, LIMIT
 
 
 def as_torch(function: Callable[..., Any], tensors: tuple[Tensor | None, ...], *arguments: Any) -> Any:
@@ -21,6 +21,10 @@ def as_torch(function: Callable[..., Any], tensors: tuple[Tensor | None, ...], *
     first = tensors[0]
     if not isinstance(first, Tensor) or backend.uses_triton(first) or not _alike(first, tensors[1:]):
         return None
+    for argument in arguments:
+        for value in argument if isinstance(argument, tuple | list) else (argument,):
+            if type(value) is int and abs(value) >= LIMIT:  # torch's own arithmetic may overflow
+                return None
     try:
         return function(*tensors, *arguments)
     except torch.OutOfMemoryError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from kernels import backend, reference
-from kernels.checks import check_activation, check_batch_norm, check_residual, refuse_forward_mode
+from kernels.checks import check_activation, check_batch_norm, check_residual
 from kernels.functional.synchronisation import normalise_over_processes
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def batch_norm(
     check_batch_norm(input, running_mean, running_var, weight, bias, residual, training, momentum, eps, alone)
     residual = check_residual("batch_norm", residual, input.shape)
     if not alone and input.shape[1]:
-        refuse_forward_mode(input, weight, bias, residual)
+        backend.refuse_forward_mode(input, weight, bias, residual)
         y, *moments = normalise_over_processes(input, weight, bias, residual, eps, relu, process_group)
         if running_mean is not None:
             reference.track_moments(running_mean, running_var, *moments, momentum)
@@ -53,7 +53,7 @@ def batch_norm(
         y = reference.batch_norm_as_torch(input, running_mean, running_var, weight, bias, training, momentum, eps)
         y = y if residual is None else y + residual
         return y.relu_() if relu else y
-    refuse_forward_mode(input, weight, bias, residual)
+    backend.refuse_forward_mode(input, weight, bias, residual)
     if not training:
         return ops.batch_norm(input, weight, bias, residual, running_mean, running_var, eps, relu)[0]
     if running_mean is None or isinstance(momentum, Tensor):  # which the kernel does not read from memory

@@ -19,7 +19,6 @@ from kernels.checks import (
     check_pooling,
     make_pooling_window,
     make_window,
-    refuse_forward_mode,
 )
 from kernels.functional.direct import as_torch
 from kernels.functional.traced import hold_size
@@ -251,7 +250,7 @@ def _run_max_pool(x: Tensor, window: Window, size: Sequence[int], return_indices
     if not backend.uses_triton(x):
         pooled = reference.max_pool_as_torch(x, window, size, return_indices)
         return pooled if return_indices else (pooled, None)
-    refuse_forward_mode(x)
+    backend.refuse_forward_mode(x)
     y, taps = ops.max_pool(x, window, size)
     return y, reference.indices(taps, window, x.shape[2:]) if return_indices else None
 
@@ -260,6 +259,6 @@ def _average_pool(input: Tensor, x: Tensor, window: Window, size: Sequence[int],
     if not backend.uses_triton(x):
         y = reference.average_pool(x, window, size, divisor, bool(padded))
     else:
-        refuse_forward_mode(x)
+        backend.refuse_forward_mode(x)
         y = ops.average_pool(x, window, size, divisor, bool(padded))
     return y if x is input else y.flatten(0, 1)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import backend
-from kernels.checks import autocast, check_broadcast, check_floating, check_linear, check_residual, refuse_forward_mode
+from kernels.checks import autocast, check_broadcast, check_floating, check_linear, check_residual
 from kernels.functional.convolution import epilogue, run_convolution
 from kernels.functional.direct import as_torch
 from kernels.functional.traced import hold_size
@@ -85,7 +85,7 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     front = check_broadcast("matmul", a, b, left.shape[:-2], right.shape[:-2])
     if 0 in (*left.shape, *right.shape) or not backend.uses_triton(a):
         return torch.matmul(a, b)
-    refuse_forward_mode(a, b)
+    backend.refuse_forward_mode(a, b)
     y = _matrix(left.reshape(-1, left.shape[-1]), right) if right.dim() == 2 else _batch(left, right, front)
     y = y.reshape(*left.shape[:-1], right.shape[-1]) if right.dim() == 2 else y
     y = y.squeeze(-2) if a.dim() == 1 else y

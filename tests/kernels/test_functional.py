@@ -132,6 +132,44 @@ def test_memory_format_is_kept(layout, backend, device):
     assert all(t.is_contiguous(memory_format=kept) for t in (y, pooled, *means))
 
 
+@pytest.mark.parametrize("value", [2**31, 2**63 - 1, 2**63, 10**30], ids=["31", "63-1", "63", "more"])
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("stride", lambda x, w, n: functional.conv2d(x, w, stride=n)),
+        ("stride", lambda x, w, n: functional.conv2d(x, w, stride=(1, n))),
+        ("padding", lambda x, w, n: functional.conv2d(x, w, padding=[n])),
+        ("dilation", lambda x, w, n: functional.conv2d(x, w, dilation=n)),
+        ("groups", lambda x, w, n: functional.conv2d(x, w, groups=n)),
+        ("maxout", lambda x, w, n: functional.conv2d(x, w, maxout=n)),
+        ("max_pool: stride", lambda x, w, n: functional.conv2d(x, w, max_pool={"kernel_size": 2, "stride": n})),
+        ("stride", lambda x, w, n: functional.conv_transpose2d(x, w, stride=n)),
+        ("output_padding", lambda x, w, n: functional.conv_transpose2d(x, w, output_padding=n)),
+        ("kernel_size", lambda x, w, n: functional.max_pool2d(x, n)),
+        ("stride", lambda x, w, n: functional.max_pool2d(x, 2, n)),
+        ("padding", lambda x, w, n: functional.avg_pool2d(x, 2, 1, n)),
+        ("divisor_override", lambda x, w, n: functional.avg_pool2d(x, 2, divisor_override=-n)),
+        ("pool_size", lambda x, w, n: functional.cross_channel_max_pool(x, n)),
+    ],
+)
+def test_an_int_of_more_than_32_bits_is_refused(argument, call, value, backend, device):
+    x, weight = torch.ones(1, 4, 8, 8, device=device), torch.ones(4, 4, 3, 3, device=device)
+    with pytest.raises(ValueError, match=rf"{argument} must be less than 2\*\*31, got .*{value}"):
+        call(x, weight, value)
+
+
+def test_an_output_that_no_memory_holds_is_refused(backend, device):
+    x, weight = torch.ones(1, 4, 8, 8, device=device), torch.ones(4, 4, 3, 3, device=device)
+    most = 2**31 - 1
+    for call in (
+        lambda: functional.conv2d(x, weight, padding=most),
+        lambda: functional.conv_transpose2d(x, weight, stride=most),
+        lambda: functional.adaptive_avg_pool2d(x, most),
+    ):
+        with pytest.raises(ValueError, match=r"the output would be \(\d{10,}, \d{10,}\) large"):
+            call()
+
+
 def test_what_counts_as_an_int_is_taken(backend, device):
     x, weight = torch.randn(2, 4, 8, 8, device=device), torch.randn(6, 2, 3, 3, device=device)
     two, one = np.int64(2), torch.Size([1, 1])
