@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from kernels.backend import autocast_dtype
 from kernels.shape import AXES, Window, remembered, shape_of
@@ -132,6 +133,8 @@ def check_floating(op: str, **tensors: Tensor | None) -> None:
             continue
         if not isinstance(t, Tensor):
             raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
+        if is_lazy(t):
+            raise ValueError(f"{op}: {name} has no shape yet: call the lazy layer that it is of with a batch first")
         if t.is_nested:
             raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got a nested tensor")
         if t.layout != torch.strided:
@@ -380,11 +383,6 @@ def check_activation(op: str, activation: str | None) -> str | None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"{op}: activation must be None or 'relu', got {activation!r}")
     return activation
-
-
-def check_pool_size(op: str, pool_size: int, name: str = "pool_size") -> int:
-    """The number of channels pooled into one, if it is at least 1; else ValueError."""
-    return check_int(op, name, pool_size, least=1)
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

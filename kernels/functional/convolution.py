@@ -15,7 +15,7 @@ from kernels.checks import (
     check_activation,
     check_convolution,
     check_floating,
-    check_pool_size,
+    check_int,
     check_pooling,
     check_residual,
     check_transposed_convolution,
@@ -49,7 +49,7 @@ def epilogue(
     max_pool: IntOrTuple | Mapping[str, Any] | None = None, maxout: int = 1,
 ) -> Epilogue:  # fmt: skip
     """An Epilogue from arguments as `conv2d` takes them."""
-    relu, maxout = check_activation(op, activation) == "relu", check_pool_size(op, maxout, "maxout")
+    relu, maxout = check_activation(op, activation) == "relu", check_int(op, "maxout", maxout, least=1)
     if (residual is not None) + (max_pool is not None) + (maxout > 1) > 1:
         raise ValueError(f"{op}: at most one of residual, max_pool and maxout can be fused")
     return Epilogue(relu, residual, max_pool, maxout)

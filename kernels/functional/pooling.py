@@ -13,9 +13,9 @@ from kernels.checks import (
     batched,
     check_divisor,
     check_floating,
+    check_int,
     check_not_empty,
     check_output_size,
-    check_pool_size,
     check_pooling,
     make_pooling_window,
     make_window,
@@ -162,7 +162,7 @@ def cross_channel_max_pool(input: Tensor, pool_size: int) -> Tensor:
     """
     op = "cross_channel_max_pool"
     check_floating(op, input=input)
-    pool_size = check_pool_size(op, pool_size)
+    pool_size = check_int(op, "pool_size", pool_size, least=1)
     if input.dim() < 2:
         raise ValueError(f"{op}: input must be [N, C, ...], got shape {tuple(input.shape)}")
     if input.shape[1] % pool_size:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from kernels import functional
-from kernels.checks import check_pool_size
+from kernels.checks import check_int
 
 
 class _MaxPool(nn.modules.pooling._MaxPoolNd):
@@ -120,7 +120,7 @@ class CrossChannelMaxPool(nn.Module):
 
     def __init__(self, pool_size: int) -> None:
         super().__init__()
-        self.pool_size = check_pool_size("CrossChannelMaxPool", pool_size)
+        self.pool_size = check_int("CrossChannelMaxPool", "pool_size", pool_size, least=1)
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.cross_channel_max_pool(input, self.pool_size)

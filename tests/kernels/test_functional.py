@@ -170,6 +170,21 @@ def test_an_output_that_no_memory_holds_is_refused(backend, device):
             call()
 
 
+def test_a_lazy_layer_must_have_been_called(backend, device):
+    x, lazy = torch.ones(2, 3, 8, 8, device=device), torch.nn.LazyConv2d(4, 3, device=device)
+    for name, call in {
+        "weight": lambda: functional.conv2d(x, lazy.weight),
+        "bias": lambda: functional.conv2d(x, torch.ones(4, 3, 3, 3), lazy.bias),
+        "residual": lambda: functional.conv2d(x, torch.ones(4, 3, 3, 3), residual=lazy.weight),
+        "input": lambda: functional.max_pool2d(lazy.weight, 2),
+        "linear: weight": lambda: functional.linear(x, torch.nn.LazyLinear(4).weight),
+        "running_mean": lambda: functional.batch_norm(x, torch.nn.LazyBatchNorm2d().running_mean, torch.ones(3)),
+        "other": lambda: functional.matmul(x, lazy.weight),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name} has no shape yet: call the lazy layer that it is of"):
+            call()
+
+
 def test_what_counts_as_an_int_is_taken(backend, device):
     x, weight = torch.randn(2, 4, 8, 8, device=device), torch.randn(6, 2, 3, 3, device=device)
     two, one = np.int64(2), torch.Size([1, 1])
