@@ -7,14 +7,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = {
-    "kernels.shape": 0, "kernels.backend": 0, "kernels.tracing": 0, "kernels.targets": 0, "kernels.sass": 0,
-    "kernels.trips": 0, "kernels.flow": 0, "kernels.tile": 0, "kernels.plan": 0, "kernels.model": 1, "kernels.table": 1,
-    "kernels.heuristics": 1, "kernels.candidates": 1, "kernels.pairing": 1, "kernels.estimate": 1, "kernels.checks": 1,
-    "kernels.tuning": 1, "kernels.grid": 1, "kernels.boxes": 1, "kernels.implicit_gemm": 1, "kernels.norm_parts": 1,
-    "kernels.conv": 2, "kernels.transpose": 2, "kernels.weight_gradient": 2, "kernels.norm": 2,
-    "kernels.norm_gradient": 2, "kernels.pool": 2, "kernels.reference": 2, "kernels.inspect": 2, "kernels.problem": 3,
-    "kernels.ops": 3, "kernels.functional": 4, "kernels.layers": 5, "kernels.conversion": 6, "kernels": 7,
-    "lightning_modules": 8, "experiments": 9, "tests": 10,
+    "kernels.shape": 0, "kernels.backend": 0, "kernels.hazards": 0, "kernels.tracing": 0, "kernels.targets": 0,
+    "kernels.sass": 0, "kernels.trips": 0, "kernels.flow": 0, "kernels.tile": 0, "kernels.plan": 0, "kernels.model": 1,
+    "kernels.table": 1, "kernels.heuristics": 1, "kernels.candidates": 1, "kernels.pairing": 1, "kernels.estimate": 1,
+    "kernels.checks": 1, "kernels.tuning": 1, "kernels.grid": 1, "kernels.boxes": 1, "kernels.implicit_gemm": 1,
+    "kernels.norm_parts": 1, "kernels.conv": 2, "kernels.transpose": 2, "kernels.weight_gradient": 2, "kernels.norm": 2,
+    "kernels.pool": 2, "kernels.reference": 2, "kernels.inspect": 2, "kernels.norm_gradient": 2, "kernels.problem": 3,
+    "kernels.ops": 3, "kernels.functional": 4, "kernels.layers": 5, "kernels.torch_fallback": 6, "kernels.fusion": 6,
+    "kernels.converted": 6, "kernels.conversion": 6, "kernels": 7, "lightning_modules": 8, "experiments": 9,
+    "tests": 10,
 }  # fmt: skip
 # targets and backend know nothing of each other; tuning and inspect ask the backend where they run.
 

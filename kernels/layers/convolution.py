@@ -93,7 +93,7 @@ class _Convolution(nn.modules.conv._ConvNd):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return type(self).functional(
+        return self.functional(
             input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups,
             activation=activation, residual=residual, **pooling,
         )  # fmt: skip
@@ -172,7 +172,7 @@ class _ConvolutionTranspose(nn.modules.conv._ConvTransposeNd):
             extra = self._output_padding(
                 input, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
             )
-        return type(self).functional(
+        return self.functional(
             input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation,
             activation=activation or self.activation,
         )  # fmt: skip
@@ -202,6 +202,8 @@ class ConvTranspose3d(_ConvolutionTranspose, nn.ConvTranspose3d):
 class Linear(nn.Linear):
     """torch.nn.Linear by `functional.linear`; `activation="relu"` and a CrossChannelMaxPool are fused into it."""
 
+    functional = staticmethod(functional.linear)
+
     def __init__(
         self, *args: Any, activation: str | None = None, pool: CrossChannelMaxPool | None = None, **kwargs: Any
     ) -> None:
@@ -218,10 +220,10 @@ class Linear(nn.Linear):
         if self.pool is None and residual is not None:
             shape = (*input.shape[:-1], self.out_features)
             if not fuses_residual(residual, shape, output_dtype(input)):
-                y = functional.linear(input, self.weight, self.bias) + residual
+                y = self.functional(input, self.weight, self.bias) + residual
                 return y.relu() if check_activation("Linear", activation) else y
         maxout = 1 if self.pool is None else self.pool.pool_size
-        return functional.linear(input, self.weight, self.bias, activation=activation, residual=residual, maxout=maxout)
+        return self.functional(input, self.weight, self.bias, activation=activation, residual=residual, maxout=maxout)
 
     def extra_repr(self) -> str:
         return _with_activation(super().extra_repr(), self.activation)

@@ -24,6 +24,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     is_synchronised = False
     process_group: ProcessGroup | None = None
 
+    functional = staticmethod(functional.batch_norm)
+
     def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.activation = check_activation(type(self).__name__, activation)
@@ -57,7 +59,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
                 momentum = self.num_batches_tracked.double().reciprocal()
         known = tracking or not self.training
         mean, var = (self.running_mean, self.running_var) if known else (None, None)
-        return functional.batch_norm(
+        return self.functional(
             input, mean, var, self.weight, self.bias, self.training or (mean is None and var is None),
             0.0 if momentum is None else momentum, self.eps, residual=residual, activation=activation,
             process_group=self._peers() if self.is_synchronised else None,

@@ -14,7 +14,7 @@ class _MaxPool(nn.modules.pooling._MaxPoolNd):
     functional: Callable[..., Tensor | tuple[Tensor, Tensor]]
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return type(self).functional(
+        return self.functional(
             input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
         )
 
@@ -42,7 +42,7 @@ class _AvgPool(nn.modules.pooling._AvgPoolNd):
 
     def forward(self, input: Tensor) -> Tensor:
         divisor = () if isinstance(self, nn.AvgPool1d) else (self.divisor_override,)  # torch's has none on one axis
-        return type(self).functional(
+        return self.functional(
             input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad, *divisor
         )
 
@@ -69,7 +69,7 @@ class _AdaptiveMaxPool(nn.modules.pooling._AdaptiveMaxPoolNd):
     functional: Callable[..., Tensor | tuple[Tensor, Tensor]]
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return type(self).functional(input, self.output_size, self.return_indices)
+        return self.functional(input, self.output_size, self.return_indices)
 
 
 class AdaptiveMaxPool1d(_AdaptiveMaxPool, nn.AdaptiveMaxPool1d):
@@ -94,7 +94,7 @@ class _AdaptiveAvgPool(nn.modules.pooling._AdaptiveAvgPoolNd):
     functional: Callable[..., Tensor]
 
     def forward(self, input: Tensor) -> Tensor:
-        return type(self).functional(input, self.output_size)
+        return self.functional(input, self.output_size)
 
 
 class AdaptiveAvgPool1d(_AdaptiveAvgPool, nn.AdaptiveAvgPool1d):

@@ -1,0 +1,155 @@
+"""What a traced part of a model becomes: its class, and a graph for each mode that holds as long as the part does."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from kernels import layers
+from kernels.tracing import Trace, hooked, required_arguments
+
+LAYERS = {getattr(nn, name): getattr(layers, name) for name in layers.__all__ if hasattr(nn, name)}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A graph in a form that can be copied and pickled, and for which parts it holds.
+
+    Attributes:
+        code: of a function, as torch.fx writes it.
+        objects, modules: what the code calls by which names.
+        tensors: arguments that must be tensors.
+        inlined: parts whose code it repeats.
+        merged: layers whose call is another one's, or does more than the layer.
+    """
+
+    code: str
+    objects: dict[str, Any]
+    modules: dict[str, str]
+    tensors: set[str]
+    inlined: list[str]
+    merged: set[str]
+
+    @staticmethod
+    def of(trace: Trace, merged: set[str]) -> Source:
+        written = trace.graph.python_code("self")
+        modules = {name: value.__name__ for name, value in written.globals.items() if isinstance(value, ModuleType)}
+        objects = {name: value for name, value in written.globals.items() if name not in modules}
+        return Source(written.src, objects, modules, trace.tensors, trace.inlined, merged)
+
+    def compile(self) -> Callable[..., Any]:
+        scope = self.objects | {name: importlib.import_module(module) for name, module in self.modules.items()}
+        exec(self.code, scope)
+        return scope["forward"]
+
+
+class Graph:
+    """The compiled code of a graph of `part`, and what must be so for it to stand for the own code of `part`."""
+
+    def __init__(self, part: nn.Module, source: Source) -> None:
+        self.run, self.source = source.compile(), source
+        self.names = required_arguments(type(part))
+        self.defaults = optional_arguments(type(part))
+        self.types = [Tensor if name in source.tensors else (Tensor, int, float) for name in self.names]
+        self.inlined = [part.get_submodule(name) for name in source.inlined]
+        self.unhooked = [*self.inlined[1:], *(part.get_submodule(name) for name in sorted(source.merged))]
+        self.places = [
+            (part.get_submodule(name.rpartition(".")[0])._modules, name.rpartition(".")[2], part.get_submodule(name))
+            for name in (*source.inlined[1:], *sorted(source.merged))
+        ]
+        self.children = [(layer._modules, len(layer._modules)) for layer in self.inlined]
+
+    def stands(self, training: bool) -> bool:
+        """Return True if no part was replaced, added, hooked or put in another mode since the graph was traced."""
+        for modules, name, module in self.places:
+            if modules.get(name) is not module:
+                return False
+        for modules, number in self.children:
+            if len(modules) != number:
+                return False
+        return not any(map(hooked, self.unhooked)) and all(part.training is training for part in self.inlined)
+
+    def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
+        """Return the arguments that the graph takes; None if others are given, or arguments of another kind."""
+        inputs = list(args[: len(self.names)])
+        if kwargs or len(args) != len(self.names):
+            given = dict(zip((*self.names, *self.defaults), args, strict=False)) | kwargs
+            if len(given) != len(args) + len(kwargs) or any(name not in given for name in self.names):
+                return None
+            inputs = [given.pop(name) for name in self.names]
+            if any(name not in self.defaults or value is not self.defaults[name] for name, value in given.items()):
+                return None
+        for value, kind in zip(inputs, self.types, strict=True):
+            if not isinstance(value, kind) or value.__class__ is bool:
+                return None
+        return inputs
+
+
+class Converted:
+    """What a traced part of a model becomes besides its own class: its forward is the code of a graph for each mode.
+
+    Where the graph does not stand for what the part has become since, or for the arguments of a call, the part runs its
+    own code, with nothing fused.
+    """
+
+    def train(self, mode: bool = True) -> Any:
+        if mode and self.__dict__.get("_folded"):
+            raise RuntimeError("its batch norms were folded into its convolutions: this model is for evaluation only")
+        return super().train(mode)
+
+    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+        """The class is made when it is needed, and functions made from text cannot be pickled."""
+        graphs = self.__dict__.get("_graphs", {})
+        sources = {mode: graph.source for mode, graph in graphs.items() if graph.stands(self.training)}
+        return _rebuild, (type(self).__mro__[2],), self.__dict__ | {"_graphs": sources}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._graphs = {mode: Graph(self, source) for mode, source in self._graphs.items()}
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return a copy on torch's own layers for torch.jit.script, which cannot compile ours."""
+        model = copy.deepcopy(self)
+        for part in model.modules():
+            added: set[str] = set()
+            if isinstance(part, Converted):
+                part.__class__, added = type(part).__mro__[2], {"report", "_graphs", "_folded"}
+            elif type(part) in LAYERS.values() and "functional" in vars(part):  # and no layer that was ours before
+                part.__class__ = next(theirs for theirs, ours in LAYERS.items() if ours is type(part))
+                added = {"activation", "pool", "functional", "__module__"}
+            for name in added & vars(part).keys():
+                delattr(part, name)
+        return model
+
+
+@functools.cache
+def converted_class(kind: type[nn.Module]) -> type:
+    @functools.wraps(kind.forward)  # for whoever asks for its arguments
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        graph = self.__dict__.get("_graphs", {}).get(self.training)  # a slice of a Sequential has none
+        if graph is not None and graph.stands(self.training):
+            inputs = graph.inputs(args, kwargs)
+            if inputs is not None:
+                return graph.run(self, *inputs)
+        return kind.forward(self, *args, **kwargs)
+
+    return type(f"Converted{kind.__name__}", (Converted, kind), {"forward": forward, "__module__": kind.__module__})
+
+
+def _rebuild(kind: type[nn.Module]) -> nn.Module:
+    converted = converted_class(kind)
+    return converted.__new__(converted)
+
+
+def optional_arguments(kind: type[nn.Module]) -> dict[str, Any]:
+    """Return the arguments of a class's forward that have a default, with that."""
+    parameters = inspect.signature(kind.forward).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
