@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedTensorMixin
 
 from kernels.backend import autocast_dtype
 from kernels.shape import AXES, Window, remembered, shape_of
@@ -133,7 +133,7 @@ def check_floating(op: str, **tensors: Tensor | None) -> None:
             continue
         if not isinstance(t, Tensor):
             raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
-        if is_lazy(t):
+        if isinstance(t, UninitializedTensorMixin):
             raise ValueError(f"{op}: {name} has no shape yet: call the lazy layer that it is of with a batch first")
         if t.is_nested:
             raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got a nested tensor")

@@ -7,7 +7,7 @@ from math import prod
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedTensorMixin
 
 from kernels import backend
 from kernels.checks import autocast, check_broadcast, check_floating, check_linear, check_residual
@@ -34,7 +34,7 @@ def linear(
     Returns:
         [*, out / maxout].
     """
-    if is_lazy(weight):  # not even asked for its rank
+    if isinstance(weight, UninitializedTensorMixin):  # not even asked for its rank
         check_floating("linear", weight=weight)
     if isinstance(weight, Tensor) and weight.dim() == 1 and residual is None and maxout == 1:  # as torch takes it
         bias = bias.reshape(1) if isinstance(bias, Tensor) else bias
