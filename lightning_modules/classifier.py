@@ -54,6 +54,8 @@ class Classifier(LabelledModule):
         auxiliary_weight: float = 0.3,
     ) -> None:
         super().__init__(network, optimizer, lr_scheduler, lr_scheduler_interval, auxiliary_weight)
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing}")
         self.label_smoothing = label_smoothing
         self.mix = mix
         self.train_accuracy, self.val_accuracy, self.test_accuracy = (self._accuracy() for _ in range(3))

@@ -1,12 +1,14 @@
 """What the LightningModules share: a network, its optimiser from the recipe, and what the labels must be."""
 
-from typing import Literal, cast
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 Batch = tuple[Tensor, Tensor]  # images [N, C, *grid], labels [N] or [N, *grid]
 Outputs = Tensor | tuple[Tensor, ...]  # scores [N, classes, *], in training with auxiliary ones after them
@@ -34,7 +36,9 @@ class NetworkModule(pl.LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
-        self.example_input_array = torch.zeros(1, *cast("tuple[int, ...]", network.input_shape))
+        self.example_input_array = torch.zeros(
+            1, *attribute(network, "input_shape", "the (channels, *grid) of an image")
+        )
 
     def on_before_batch_transfer(self, batch: Batch | Tensor, dataloader_idx: int) -> Batch | Tensor:
         """The example comes here, too, a tensor that Lightning does not convert to the precision of the weights."""
@@ -55,14 +59,30 @@ class NetworkModule(pl.LightningModule):
         """
         raise NotImplementedError
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def make_optimizer(self) -> tuple[Optimizer, list[tuple[Any, str]]]:
+        """Return a new optimizer of the parameters, and its schedules, none or one, with their intervals.
+
+        Raises:
+            ValueError: the schedule follows a metric, and cannot say which.
+        """
         optimizer = self.optimizer(self.parameters())
         if self.lr_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": self.lr_scheduler_interval},
-        }
+            return optimizer, []
+        schedule = self.lr_scheduler(optimizer)
+        if isinstance(schedule, ReduceLROnPlateau) and not hasattr(schedule, "monitor"):
+            raise ValueError(
+                "--model.lr_scheduler must be lightning.pytorch.cli.ReduceLROnPlateau with a monitor, got torch's, "
+                "which has none"
+            )
+        return optimizer, [(schedule, self.lr_scheduler_interval)]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer, schedules = self.make_optimizer()
+        config: list[Any] = [{"scheduler": schedule, "interval": interval} for schedule, interval in schedules]
+        for each in config:
+            if hasattr(each["scheduler"], "monitor"):  # of the ReduceLROnPlateau in lightning.pytorch.cli
+                each["monitor"] = each["scheduler"].monitor
+        return [optimizer], config
 
 
 class LabelledModule(NetworkModule):
@@ -83,9 +103,11 @@ class LabelledModule(NetworkModule):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(network, optimizer, lr_scheduler, lr_scheduler_interval)
+        if auxiliary_weight < 0:
+            raise ValueError(f"auxiliary_weight must be at least 0, got {auxiliary_weight}")
         self.auxiliary_weight = auxiliary_weight
         self.ignore_index = ignore_index
-        self.classes = cast(int, network.classes)
+        self.classes: int = attribute(network, "classes", "the number of its scores")
 
     def setup(self, stage: str) -> None:
         """Raises ValueError if the data have more classes than the network has scores."""
@@ -104,6 +126,19 @@ class LabelledModule(NetworkModule):
         if not isinstance(batch, Tensor):
             check_labels(batch[1], self.classes, self.ignore_index)
         return super().on_before_batch_transfer(batch, dataloader_idx)
+
+
+def attribute(network: nn.Module, name: str, meaning: str) -> Any:
+    """Return an attribute that a network must have.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not hasattr(network, name):
+        raise ValueError(
+            f"--model.network must have the attribute {name}, {meaning}: {type(network).__name__} has none"
+        )
+    return getattr(network, name)
 
 
 def check_labels(labels: Tensor, classes: int, ignored: int | None = None) -> None:

@@ -1,19 +1,24 @@
 """Callbacks for a run to give the same weights, interrupted or not, and however its batches are divided."""
 
+import copy
+import os
 import random
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
 from torch import Tensor, distributed
 
 from lightning_modules.data.loading import ResumableLoader
 
 KEY = "processes"  # of a checkpoint: what each process adds to it
+OPTIMIZER, SCHEDULE, SEED = "--model.optimizer", "--model.lr_scheduler", "--seed_everything"
+HYPER_PARAMETERS = "hyper_parameters_of_training"  # of a checkpoint: those that the run was started with
 
 
 class LastCheckpoint(Checkpoint):
@@ -72,12 +77,17 @@ class ExactResume(pl.Callback):
     That is the state of the random number generators of torch, CUDA, NumPy and Python in each process, and what the
     unfinished epoch has logged so far. Where the loader is of `data.loading`, it knows the position in the epoch.
 
+    The optimizer, the schedule and the seed of a checkpoint take the place of the configured ones, and so must be the
+    same. Callbacks keep their own settings: Lightning's EarlyStopping would take its patience from the checkpoint.
+
     Raises:
-        ValueError: when resuming, the optimizer or the schedule is of another kind than the checkpoint's.
+        ValueError: when resuming, the optimizer, the schedule or the seed is another than the checkpoint's.
     """
 
     def __init__(self) -> None:
         self._checkpoint: dict[str, Any] = {}  # while resuming
+        self._random: dict[str, Any] | None = None
+        self._hyper_parameters: dict[str, Any] = {}
         self._logged: dict[str, dict[str, Any]] = {}  # until the first step
 
     def on_save_checkpoint(
@@ -88,31 +98,38 @@ class ExactResume(pl.Callback):
         if trainer.world_size > 1:
             distributed.all_gather_object(everyones, mine)
         checkpoint[KEY] = everyones
+        checkpoint[HYPER_PARAMETERS] = self._hyper_parameters
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.state.fn == "fit":
             self._checkpoint = checkpoint
+            everyones = checkpoint.get(KEY, [])
+            if trainer.global_rank < len(everyones):
+                self._random = everyones[trainer.global_rank]["random"]
+                self._logged = everyones[trainer.global_rank]["logged"]
+            for callback in trainer.early_stopping_callbacks:
+                if callback.state_key in checkpoint["callbacks"]:
+                    checkpoint["callbacks"][callback.state_key]["patience"] = callback.patience
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Before Lightning restores the optimizer."""
-        states = zip(trainer.optimizers, self._checkpoint.get("optimizer_states", ()), strict=False)
-        for optimizer, state in states:
-            check_same_kind("optimizer", optimizer, optimizer.param_groups[0], state["param_groups"][0])
-        schedules = zip(trainer.lr_scheduler_configs, self._checkpoint.get("lr_schedulers", ()), strict=False)
-        for config, state in schedules:
-            check_same_kind("schedule", config.scheduler, config.scheduler.state_dict(), state)
+        schedules = [(each.scheduler, each.interval) for each in trainer.lr_scheduler_configs]
+        self._hyper_parameters = hyper_parameters(trainer.optimizers, schedules)
+        if self._checkpoint:
+            averages = any(isinstance(each, StochasticWeightAveraging) for each in cast(Any, trainer).callbacks)
+            if not averages or schedules:  # it takes the schedule away once it averages
+                check_hyper_parameters(self._checkpoint, self._hyper_parameters)
+            self._hyper_parameters = self._checkpoint.get(HYPER_PARAMETERS, self._hyper_parameters)
         # Where steps are limited, Lightning would restore a finished epoch as an unfinished one.
         self._max_steps, trainer.fit_loop.epoch_loop.max_steps = trainer.max_steps, -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.fit_loop.epoch_loop.max_steps = self._max_steps
-        everyones = self._checkpoint.get(KEY, [])
-        self._checkpoint = {}
-        if trainer.global_rank < len(everyones):
-            restore_random_state(everyones[trainer.global_rank]["random"], pl_module.device)
-            self._logged = everyones[trainer.global_rank]["logged"]
+        if self._random is not None:
+            restore_random_state(self._random, pl_module.device)
+        self._checkpoint, self._random = {}, None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -198,15 +215,68 @@ def merge(result: Any, state: dict[str, Any]) -> None:
         result.value = result.meta.reduce_fx(state["value"], result.value)
 
 
-def check_same_kind(what: str, given: object, here: dict[str, Any], there: dict[str, Any]) -> None:
-    """Raises ValueError unless two states have the same entries."""
-    missing, more = sorted(here.keys() - there.keys()), sorted(there.keys() - here.keys())
-    if missing or more:
-        differences = [f"without {', '.join(missing)}"] * bool(missing) + [f"with {', '.join(more)}"] * bool(more)
-        raise ValueError(
-            f"the checkpoint has another kind of {what} than {type(given).__name__}: {' and '.join(differences)}; "
-            f"resume with the {what} that it was trained with"
-        )
+def hyper_parameters(
+    optimizers: Iterable[torch.optim.Optimizer], schedules: Iterable[tuple[Any, str]]
+) -> dict[str, Any]:
+    """Return what training is started with, and a resumed run takes from its checkpoint, by the options that set it.
+
+    Args:
+        optimizers: new ones.
+        schedules: of their learning rates, with the intervals at which they are stepped.
+    """
+    groups = [
+        {"class_path": _path(each), **group, "lr": group.get("initial_lr", group["lr"])}  # before the schedule
+        for each in optimizers
+        for group in each.param_groups
+    ]
+    states = [{"class_path": _path(each), **each.state_dict(), "interval": interval} for each, interval in schedules]
+    found = copy.deepcopy(_by_option(groups, states))
+    seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning keeps it
+    return found if seed is None else {**found, SEED: int(seed)}
+
+
+def check_hyper_parameters(checkpoint: dict[str, Any], here: dict[str, Any]) -> None:
+    """Hold what a run is resumed with to what it was started with.
+
+    Args:
+        checkpoint: of the run. One that `ExactResume` has not written tells kinds of optimizer apart, and no values.
+        here: the `hyper_parameters` that are configured now.
+
+    Raises:
+        ValueError: they differ; the first difference is named.
+    """
+    there = checkpoint.get(HYPER_PARAMETERS)
+    if there is None:
+        groups = [group for state in checkpoint["optimizer_states"] for group in state["param_groups"]]
+        there = dict.fromkeys(_by_option(groups, checkpoint["lr_schedulers"]), "given")
+        more = ("class_path", "interval", SEED)
+        here = {name: "given" for name in here if not name.endswith(more)}
+    elif bool(checkpoint["lr_schedulers"]) != any(name.startswith(SCHEDULE) for name in there):
+        raise ValueError("the checkpoint is damaged: it has lost the state of its schedule")
+    elif SEED not in here or SEED not in there:
+        here, there = ({name: value for name, value in each.items() if name != SEED} for each in (here, there))
+    for name in here | there:
+        ours, theirs = (each.get(name, "missing") for each in (here, there))
+        if ours != theirs:
+            raise ValueError(
+                f"{name} is {ours} here and {theirs} in the checkpoint, from which a resumed run takes it: "
+                f"give the same, or --resume weights to start anew from its weights"
+            )
+
+
+def _by_option(groups: list[dict[str, Any]], states: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what groups of optimizers and states of schedules hold, by the options that set it."""
+    found: dict[str, Any] = {}
+    for option, entries in ((OPTIMIZER, groups), (SCHEDULE, states)):
+        for number, entry in enumerate(entries):
+            place = f"{option}[{number}]" if number else option
+            options = entry.keys() - {"params", "initial_lr"}
+            found |= {f"{place}.{name}": value for name, value in entry.items() if name in options}
+    return found
+
+
+def _path(made: object) -> str:
+    return f"{type(made).__module__}.{type(made).__qualname__}"
 
 
 def _moved(state: dict[str, Any], device: torch.device) -> dict[str, Any]:

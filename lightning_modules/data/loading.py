@@ -63,7 +63,7 @@ class Batches(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any], batch_size: int, shuffle: bool, seed: int) -> None:
         self.dataset = dataset
         self.shuffle = shuffle
-        self.seed = (torch.initial_seed(), seed)
+        self.seed: tuple[int, ...] = (torch.initial_seed(), seed)
         initialized = distributed.is_available() and distributed.is_initialized()
         self.rank, self.processes = (distributed.get_rank(), distributed.get_world_size()) if initialized else (0, 1)
         self.batch_size = batch_size * self.processes
@@ -152,21 +152,25 @@ class ResumableLoader(DataLoader[Any]):
             self.given += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        return {"given": self.given, "samples": self.dataset.samples, "batch_size": self.dataset.batch_size}
+    def state_dict(self) -> dict[str, Any]:
+        batches = self.dataset
+        sizes = {"samples": batches.samples, "batch_size": batches.batch_size}
+        return {"given": self.given, **sizes, "seed": list(batches.seed)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Have the next epoch go on where that of `state` was left.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Have the next epoch go on where that of `state` was left, in its order.
 
         Raises:
             ValueError: the state is of other data or of another batch size.
         """
         here = self.state_dict()
-        if any(state[key] != here[key] for key in ("samples", "batch_size")):
+        there, given = ([each.get(name) for name in ("samples", "batch_size")] for each in (state, here))
+        if there != given:
             raise ValueError(
-                f"the checkpoint is from the middle of an epoch of {state['samples']} samples in batches of "
-                f"{state['batch_size']}: it cannot be resumed with {here['samples']} in batches of {here['batch_size']}"
+                f"the checkpoint is of epochs of {there[0]} samples in batches of {there[1]}: it cannot be resumed "
+                f"with {given[0]} in batches of {given[1]}, but --resume weights starts anew from its weights"
             )
+        self.dataset.seed = tuple(state.get("seed", self.dataset.seed))
         self.sampler.start = state["given"] % len(self.sampler)
 
 

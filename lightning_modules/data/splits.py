@@ -25,7 +25,7 @@ class SplitDataModule(pl.LightningDataModule, ABC):
         split_seed: which of the possible splits; the seed of the training has no part in it.
 
     Raises:
-        ValueError: the batch size is not positive.
+        ValueError: the batch size is not positive, or the seed negative.
     """
 
     eval_batch_size: int | None = None  # None: batch_size
@@ -33,6 +33,8 @@ class SplitDataModule(pl.LightningDataModule, ABC):
     def __init__(self, batch_size: int, num_workers: int, split_seed: int) -> None:
         super().__init__()
         check_positive(batch_size=batch_size)
+        if not 0 <= split_seed < 2**32:
+            raise ValueError(f"split_seed must be from 0 to 2^32 - 1, got {split_seed}")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.split_seed = split_seed

@@ -2,9 +2,10 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch.cli import ReduceLROnPlateau as PlateauOf
 from torch import nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import ExponentialLR
+from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_modules.classifier import Classifier
@@ -133,3 +134,37 @@ def test_labels_are_checked(trainer, label):
 
 def test_example_is_one_input():
     assert Classifier(Constant(), SGD).example_input_array.shape == (1, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"label_smoothing": 2.0}, "label_smoothing must be from 0 to 1, got 2.0"),
+        ({"label_smoothing": -1.0}, "label_smoothing must be from 0 to 1, got -1.0"),
+        ({"auxiliary_weight": -0.1}, "auxiliary_weight must be at least 0, got -0.1"),
+    ],
+)
+def test_weights_of_the_loss_are_checked(options, says):
+    with pytest.raises(ValueError, match=says):
+        Classifier(Constant(), partial(SGD, lr=0.1), **options)
+
+
+@pytest.mark.parametrize("name", ["input_shape", "classes"])
+def test_a_network_must_say_what_it_takes_and_gives(name):
+    network = nn.Linear(3, 3)
+    network.input_shape = (3,)
+    network.classes = 3
+    delattr(network, name)
+    with pytest.raises(ValueError, match=f"--model.network must have the attribute {name}, .*: Linear has none"):
+        Classifier(network, partial(SGD, lr=0.1))
+
+
+def test_a_schedule_that_follows_a_metric(trainer, loader):
+    """Lightning's own says which one; of torch's it is not known."""
+    module = Classifier(Constant(), partial(SGD, lr=0.1), partial(PlateauOf, monitor="train/loss", threshold=100.0))
+    trainer.fit_loop.max_epochs = 12
+    trainer.fit(module, loader)
+    assert module.optimizers().param_groups[0]["lr"] == pytest.approx(0.01), "after ten epochs without much less"
+    torchs = Classifier(Constant(), partial(SGD, lr=0.1), ReduceLROnPlateau)
+    with pytest.raises(ValueError, match="--model.lr_scheduler must be lightning.pytorch.cli.ReduceLROnPlateau with"):
+        torchs.configure_optimizers()

@@ -1,4 +1,5 @@
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torchmetrics import MeanMetric
 
 from lightning_modules.data.loading import loader
 from lightning_modules.reproducibility import (
+    HYPER_PARAMETERS,
     ExactResume,
     LastCheckpoint,
     ShareWeights,
@@ -26,8 +28,15 @@ IMAGES, TARGETS = torch.randn(22, 3), torch.randn(22, 1)
 class Plain(pl.LightningModule):
     """A network with dropout that logs in the ways there are; its loss is a mean over the batch."""
 
-    def __init__(self, optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW) -> None:
+    def __init__(
+        self,
+        optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
+        lr: float = 0.1,
+        gamma: float | None = 0.9,
+        interval: str = "epoch",
+    ) -> None:
         super().__init__()
+        self.lr, self.gamma, self.interval = lr, gamma, interval
         self.network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
         self.drop = nn.Dropout(0.0)
         self.optimizer = optimizer
@@ -49,9 +58,12 @@ class Plain(pl.LightningModule):
     def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
         self.validated.append((self.trainer.global_step, self(batch[0]).mean().item()))
 
-    def configure_optimizers(self) -> torch.optim.lr_scheduler.LRScheduler:
-        optimizer = self.optimizer(self.parameters(), lr=0.1)
-        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
+    def configure_optimizers(self) -> tuple[list, list]:
+        optimizer = self.optimizer(self.parameters(), lr=self.lr)
+        if self.gamma is None:
+            return [optimizer], []
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, self.gamma)
+        return [optimizer], [{"scheduler": schedule, "interval": self.interval}]
 
 
 def fit(path: Path, module: pl.LightningModule, callbacks: Sequence[pl.Callback], **options) -> pl.Trainer:
@@ -163,8 +175,69 @@ def test_steps_are_checked(every):
         LastCheckpoint(every)
 
 
-def test_another_optimizer_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        pytest.param(
+            {"optimizer": torch.optim.SGD},
+            "--model.optimizer.class_path is torch.optim.sgd.SGD here and torch.optim.adamw.AdamW in the checkpoint",
+            id="optimizer",
+        ),
+        pytest.param({"lr": 0.2}, "--model.optimizer.lr is 0.2 here and 0.1 in the checkpoint", id="learning rate"),
+        pytest.param({"gamma": 0.5}, "--model.lr_scheduler.gamma is 0.5 here and 0.9 in the checkpoint", id="schedule"),
+        pytest.param({"gamma": None}, "--model.lr_scheduler.class_path is missing here and", id="no schedule"),
+        pytest.param({"interval": "step"}, "--model.lr_scheduler.interval is step here and epoch in", id="interval"),
+    ],
+)
+def test_other_hyper_parameters_are_refused(tmp_path, options, says):
+    """They would be ignored: Lightning takes them from the checkpoint. The same ones are taken."""
     callbacks = [ExactResume(), LastCheckpoint()]
     fit(tmp_path, Plain(), callbacks)
-    with pytest.raises(ValueError, match="another kind of optimizer than SGD: without dampening.* and with .*betas"):
-        fit(tmp_path, Plain(torch.optim.SGD), callbacks, ckpt_path=tmp_path / "checkpoints" / "last.ckpt", max_epochs=2)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    with pytest.raises(ValueError, match=f"{re.escape(says)}.*or --resume weights to start anew"):
+        fit(tmp_path, Plain(**options), callbacks, ckpt_path=last, max_epochs=2)
+    trainer = fit(tmp_path, Plain(), callbacks, ckpt_path=last, max_epochs=2)
+    assert trainer.global_step == 4
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.9**2)
+
+
+def test_the_seed_of_a_checkpoint_is_not_changed(tmp_path, monkeypatch):
+    callbacks = [ExactResume(), LastCheckpoint()]
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+    fit(tmp_path, Plain(), callbacks)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "4")
+    with pytest.raises(ValueError, match="--seed_everything is 4 here and 3 in the checkpoint"):
+        fit(tmp_path, Plain(), callbacks, ckpt_path=tmp_path / "checkpoints" / "last.ckpt", max_epochs=2)
+
+
+def test_another_optimizer_than_an_older_checkpoints_is_refused(tmp_path):
+    """Such a checkpoint does not say what its run was started with."""
+    callbacks = [ExactResume(), LastCheckpoint()]
+    fit(tmp_path, Plain(), callbacks)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    del checkpoint[HYPER_PARAMETERS]
+    torch.save(checkpoint, last)
+    with pytest.raises(ValueError, match="--model.optimizer.momentum is given here and missing in the checkpoint"):
+        fit(tmp_path, Plain(torch.optim.SGD), callbacks, ckpt_path=last, max_epochs=2)
+    fit(tmp_path, Plain(), callbacks, ckpt_path=last, max_epochs=2)
+
+
+def test_the_patience_of_early_stopping_is_the_configured_one(tmp_path):
+    def stopping(patience: int) -> list[pl.Callback]:
+        return [ExactResume(), LastCheckpoint(), pl.callbacks.EarlyStopping("largest", patience=patience)]
+
+    fit(tmp_path, Plain(), stopping(3))
+    callbacks = stopping(5)
+    fit(tmp_path, Plain(), callbacks, ckpt_path=tmp_path / "checkpoints" / "last.ckpt", max_epochs=2)
+    assert callbacks[-1].patience == 5
+
+
+def test_an_unseeded_run_goes_on_in_the_order_of_its_checkpoint():
+    torch.manual_seed(1)
+    first = loader(TensorDataset(IMAGES), 5, shuffle=True)
+    batches = list(first)
+    torch.manual_seed(2)
+    second = loader(TensorDataset(IMAGES), 5, shuffle=True)
+    second.load_state_dict({**first.state_dict(), "given": 3})
+    assert torch.equal(next(iter(second))[0], batches[3][0])
