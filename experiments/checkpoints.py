@@ -1,5 +1,6 @@
-"""Finding, reading and checking checkpoints before anything is trained or written."""
+"""Read and check checkpoints before anything is trained or written."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,33 +9,20 @@ from torch import Tensor, nn
 from lightning_modules.architectures.weights import first_difference, is_state_dict, read_safely
 from lightning_modules.finite import not_finite
 
-
-def find_checkpoint(given: str, runs: Path) -> Path:
-    """The file that `--ckpt_path` means.
-
-    Args:
-        given: a path, or "best" or "last" for the newest such checkpoint among `runs`.
-        runs: directory with a directory for each run.
-
-    Raises:
-        ValueError: there is no such file.
-    """
-    if given not in ("best", "last"):
-        if not Path(given).is_file():
-            raise ValueError(f"--ckpt_path {given}: {'a directory' if Path(given).is_dir() else 'no such file'}")
-        return Path(given)
-    found = sorted(runs.glob(f"*/checkpoints/{given}.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ValueError(f"--ckpt_path {given}: no {given}.ckpt among the runs in {runs}")
-    return found[-1]
+STATES = {  # what training goes on from
+    "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list
+}  # fmt: skip
+ANEW = "--resume weights starts anew from its weights"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, read with `weights_only=True`.
+    """Return the content of a checkpoint, read with `weights_only=True`.
 
     Raises:
-        ValueError: the file is damaged, would have to run code to be read, or is no checkpoint of Lightning.
+        ValueError: there is no such file, it is damaged, would have to run code to be read, or is not Lightning's.
     """
+    if not path.is_file():
+        raise ValueError(f"--ckpt_path {path}: {'a directory' if path.is_dir() else 'no such file'}")
     checkpoint: dict[str, Any] = read_safely(path, "checkpoint")
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not is_state_dict(state) or "pytorch-lightning_version" not in checkpoint:
@@ -62,6 +50,54 @@ def check_finite(state: dict[str, Tensor], path: Path) -> None:
 
 
 def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
-    """Raises ValueError if a checkpoint has no state of the optimizer."""
+    """Hold a checkpoint to what training goes on from.
+
+    Raises:
+        ValueError: it has no state of the optimizer, or one that cannot be.
+    """
     if not {"optimizer_states", "lr_schedulers", "loops"} <= checkpoint.keys():
-        raise ValueError(f"checkpoint {path} holds weights only: it can be evaluated, but no training resumed from it")
+        raise ValueError(f"checkpoint {path} holds weights only: it can be evaluated, and {ANEW}")
+    wrong = [name for name, kind in STATES.items() if not isinstance(checkpoint.get(name), kind)]
+    states = (
+        [] if wrong else [checkpoint["optimizer_states"], *checkpoint["optimizer_states"], *checkpoint["lr_schedulers"]]
+    )
+    if wrong or not all(states):
+        raise ValueError(
+            f"checkpoint {path} is damaged: it has no {', '.join(wrong) or 'optimizer or schedule'}; {ANEW}"
+        )
+
+
+def check_progress(checkpoint: dict[str, Any], loop: Mapping[str, Any], limits: Mapping[str, Any], path: Path) -> None:
+    """Hold how far a checkpoint is to what is to be trained.
+
+    Args:
+        checkpoint: that `check_resumable` has accepted.
+        loop: the state of a training loop of this version of Lightning.
+        limits: `max_epochs` and `max_steps` of the trainer; None and -1 for none.
+        path: the checkpoint's.
+
+    Raises:
+        ValueError: it is damaged, or further than a limit.
+    """
+    state = checkpoint["loops"].get("fit_loop")
+    wrong = first_damage(loop, state, "loops.fit_loop")
+    if wrong:
+        raise ValueError(f"checkpoint {path} is damaged, or of another version of Lightning: no {wrong}; {ANEW}")
+    epochs = state["epoch_progress"]["current"]["processed"]
+    for name, done in (("max_epochs", epochs), ("max_steps", checkpoint["global_step"])):
+        limit = limits.get(name)
+        if limit is not None and 0 <= limit < done:
+            unit = name.removeprefix("max_")
+            raise ValueError(f"--trainer.{name} must be at least {done}, the {unit} of checkpoint {path}, got {limit}")
+
+
+def first_damage(expected: Any, given: Any, name: str) -> str | None:
+    """Return the name of the first number or mapping that a state lacks or has as something else, or None.
+
+    Lists and what is empty in `expected` may hold anything.
+    """
+    if isinstance(expected, dict) and isinstance(given, dict):
+        parts = (first_damage(each, given.get(key), f"{name}.{key}") for key, each in expected.items())
+        return next(filter(None, parts), None)
+    is_same_kind = isinstance(given, type(expected)) and (not isinstance(given, int) or given >= 0)
+    return None if is_same_kind else name

@@ -1,92 +1,60 @@
-"""LightningCLI for the recipes: one way to configure, errors in one line, no trace of a run that failed."""
+"""LightningCLI for the recipes: one way to configure, and no trace of a run that failed."""
 
-import difflib
 import logging
 import os
-import re
 import shlex
 import shutil
+import signal
 import sys
 import threading
 import time
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
-from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    LearningRateFinder,
+    ModelCheckpoint,
+    WeightAveraging,
+)
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from threadpoolctl import threadpool_limits
 
 import kernels
 from experiments import COMMANDS
-from experiments.checkpoints import check_finite, check_fits, check_resumable, find_checkpoint, read_checkpoint
+from experiments.checkpoints import check_finite, check_fits, check_progress, check_resumable, read_checkpoint
+from experiments.config import check_numbers
+from experiments.errors import connected, did_you_mean, is_out_of_memory
 from experiments.expectation import Expectation
 from experiments.precompile.callback import CompileAhead
 from experiments.predictions import write_predictions
+from experiments.preparation import CompileNetwork, pack_weights
+from experiments.runs import BEST, SaveRecipe, keep_metrics, newest_checkpoint, resume_in_place, untouched_by_failure
 from kernels.backend import INTERPRETING, explain, launch_count
-from kernels.shape import FORMATS
 from lightning_modules.architectures import plain
 from lightning_modules.captured_step import CaptureSteps
 from lightning_modules.checkpoint_io import DurableCheckpointIO
 from lightning_modules.finite import FiniteLoss
 from lightning_modules.loggers import let_caller_report, make_tolerant
-from lightning_modules.reproducibility import ExactResume, LastCheckpoint, ShareWeights
+from lightning_modules.module import NetworkModule
+from lightning_modules.reproducibility import (
+    ExactResume,
+    LastCheckpoint,
+    ShareWeights,
+    check_hyper_parameters,
+    hyper_parameters,
+)
 
-BEST = "hp/best_monitored"  # what the checkpoints are chosen by; TensorBoard lists the hyper-parameters beside it
-
-
-class SaveRecipe(SaveConfigCallback):
-    """Saves the complete configuration in the run's log directory, and shows it in TensorBoard as hyper-parameters."""
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if trainer.loggers:  # the directory of a run without a logger is the user's own
-            super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        config = self.config.as_dict()
-        parameters = {key: config[key] for key in ("seed_everything", "model", "data")}
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                unknown = {BEST: float("nan")} if config["ckpt_path"] is None else None  # a resumed run has it
-                logger.log_hyperparams(parameters, unknown)
-            else:
-                logger.log_hyperparams(parameters)
-
-
-class CompileNetwork(pl.Callback):
-    """Has torch.compile compile the network in place, which leaves the names in checkpoints alone.
-
-    Not before the first step: what shows its layers and its graph must see them.
-
-    Args:
-        backend: name of one of torch.compile's; True is TorchInductor.
-
-    Raises:
-        ValueError: there is no such backend.
-    """
-
-    def __init__(self, backend: str | Literal[True]) -> None:
-        self.backend = "inductor" if backend is True else backend
-        if self.backend not in torch.compiler.list_backends(exclude_tags=()):
-            known = ", ".join(("true", "false", "eager", *torch.compiler.list_backends()))
-            raise ValueError(f"--compile must be one of {known}, got {backend!r}")
-        self._done = False
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self._done:
-            cast(torch.nn.Module, pl_module.network).compile(backend=self.backend)
-        self._done = True
-
-    on_validation_start = on_test_start = on_predict_start = on_train_start
+FOUND_BY = {LearningRateFinder: "--model.optimizer.lr", BatchSizeFinder: "--data.batch_size"}
 
 
 class ConvnetsCLI(LightningCLI):
@@ -148,6 +116,13 @@ class ConvnetsCLI(LightningCLI):
             default=True,
             help="Compile all Triton kernels in parallel before the first step, where it runs on a GPU.",
         )
+        parser.add_argument(
+            "--resume",
+            type=Literal["all", "weights"],
+            default="all",
+            help="What fit takes from --ckpt_path. all: the run goes on, with the optimizer, schedule and seed that it "
+            "was started with. weights: a new run starts from the checkpoint's weights.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         try:
@@ -157,16 +132,27 @@ class ConvnetsCLI(LightningCLI):
             known = self._subcommand_parsers[sys.argv[1]].get_defaults().keys()
             raise ValueError(message + did_you_mean(message, list(known))) from error
         self.options = self.config[self.config.subcommand]
+        self.recipe = self.options.clone()  # what is saved of a resumed run, too
         self.checkpoint: Path | None = None
+        self.content: dict[str, Any] = {}  # of the checkpoint
+        fits = self.config.subcommand == "fit"
+        if fits:
+            check_numbers(self.options.trainer)
         if self.options.ckpt_path is not None:
-            self.checkpoint = find_checkpoint(str(self.options.ckpt_path), runs_directory(self.options.trainer))
-            self.options.ckpt_path = str(self.checkpoint)
-            content = read_checkpoint(self.checkpoint)
-            self.state_dict = content["state_dict"]
-            check_finite(self.state_dict, self.checkpoint)
-            if self.config.subcommand == "fit":
-                check_resumable(content, self.checkpoint)
-                resume_in_place(self.options.trainer, self.checkpoint, content["global_step"])
+            given = str(self.options.ckpt_path)
+            newest = given in ("best", "last")
+            self.checkpoint = newest_checkpoint(given, self.options.trainer) if newest else Path(given)
+            self.options.ckpt_path = self.recipe.ckpt_path = str(self.checkpoint)
+            self.content = read_checkpoint(self.checkpoint)
+            check_finite(self.content["state_dict"], self.checkpoint)
+        elif self.options.resume == "weights" and fits:
+            raise ValueError("--resume weights needs --ckpt_path, the checkpoint that has them")
+        self.resumes = fits and self.checkpoint is not None and self.options.resume == "all"
+        self.in_place = False
+        if self.resumes:
+            assert self.checkpoint is not None
+            check_resumable(self.content, self.checkpoint)
+            self.in_place = resume_in_place(self.options.trainer, self.checkpoint, self.content["global_step"])
 
     def before_instantiate_classes(self) -> None:
         kernels.use_backend(self.options.backend)
@@ -190,6 +176,13 @@ class ConvnetsCLI(LightningCLI):
             trainer.callbacks.insert(0, CompileAhead())
         if self.options.compile:
             trainer.callbacks.insert(0, CompileNetwork(self.options.compile))
+        for callback in trainer.callbacks:
+            if isinstance(callback, SaveRecipe):
+                callback.config = self.recipe
+            for finder, option in FOUND_BY.items():
+                if isinstance(callback, finder):
+                    name = type(callback).__name__
+                    raise ValueError(f"--trainer.callbacks must be without {name}: compare values of {option} instead")
         if trainer.fast_dev_run:  # Lightning would still write the last checkpoint
             trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, Checkpoint)]
         return cast(pl.Trainer, trainer)
@@ -206,26 +199,69 @@ class ConvnetsCLI(LightningCLI):
         if self.trainer.strategy.root_device.type == "cuda":
             pack_weights(self.model)
         if self.checkpoint is not None:
-            check_fits(self.state_dict, self.model, self.checkpoint)
+            check_fits(self.content["state_dict"], self.model, self.checkpoint)
         elif self.subcommand != "fit":
             self._say("no --ckpt_path is given: the weights are those before training")
+        if self.subcommand == "fit":
+            self._check_training()
+
+    def _check_training(self) -> None:
+        """Raises ValueError where training cannot start, or go on from the checkpoint: before anything is written."""
+        made: dict[str, Any] | None = None
+        if isinstance(self.model, NetworkModule):
+            optimizer, schedules = self.model.make_optimizer()
+            made = hyper_parameters([optimizer], schedules)
+        if self.resumes:
+            assert self.checkpoint is not None
+            limits = {name: getattr(self.trainer, name) for name in ("max_epochs", "max_steps")}
+            check_progress(self.content, self.trainer.fit_loop.state_dict(), limits, self.checkpoint)
+            if made is not None:
+                check_hyper_parameters(self.content, made)
+        elif self.checkpoint is not None:
+            self.model.load_state_dict(self.content["state_dict"])
+            self._say(f"weights: those of {self.checkpoint}")
 
     def fit(self, **kwargs: Any) -> None:
         started, launched = time.perf_counter(), launch_count()
-        try:
-            with no_trace_of_failure(self.trainer):
+        if not self.resumes:
+            kwargs["ckpt_path"] = None
+        with untouched_by_failure(self.trainer), self._running(self._how_to_resume):
+            if self.in_place:
+                keep_metrics(self.trainer, self.content["global_step"])
+            try:
                 self.trainer.fit(**kwargs, weights_only=True)
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                is_restoring = bool(self.trainer._checkpoint_connector._loaded_checkpoint)
+                if is_restoring and not is_out_of_memory(error):
+                    reason = f"{type(error).__name__}: {error}"
+                    raise ValueError(f"checkpoint {self.checkpoint} cannot be resumed from: {reason}") from error
+                raise
+        self.training_seconds = time.perf_counter() - started
+        self.training_launches = launch_count() - launched
+
+    @contextmanager
+    def _running(self, advice: Callable[[], str] = str) -> Iterator[None]:
+        """Have what interrupts Lightning arrive as KeyboardInterrupt, and leave no process waiting for one that failed.
+
+        Args:
+            advice: gives how to go on after an interruption.
+        """
+        try:
+            yield
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
-            kept = (
-                callback.path for callback in self.trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)
-            )
-            last = next(kept, None)
-            advice = f"resume with the same command and --ckpt_path {last}" if last else "no checkpoint was written"
-            raise KeyboardInterrupt(advice) from None
-        self.training_seconds = time.perf_counter() - started
-        self.training_launches = launch_count() - launched
+            raise KeyboardInterrupt(advice()) from None
+        except Exception:
+            launcher: Any = self.trainer.strategy.launcher
+            if not connected() and hasattr(launcher, "kill"):  # the others wait to be connected, for half an hour
+                launcher.kill(signal.SIGTERM)
+            raise
+
+    def _how_to_resume(self) -> str:
+        callbacks = self.trainer.checkpoint_callbacks
+        last = next((each.path for each in callbacks if isinstance(each, LastCheckpoint) and each.path), None)
+        return f"resume with the same command and --ckpt_path {last}" if last else "no checkpoint was written"
 
     def after_fit(self) -> None:
         """Test the best checkpoint and report the run."""
@@ -241,10 +277,15 @@ class ConvnetsCLI(LightningCLI):
             if checkpoints.best_model_score is not None:
                 for board in boards:
                     board.log_metrics({BEST: float(checkpoints.best_model_score)}, step=self.trainer.global_step)
-            tested = self.trainer.test(
-                self.model, self.datamodule, ckpt_path=checkpoints.best_model_path, weights_only=True, verbose=False
-            )
-            self._say(f"best checkpoint: {checkpoints.best_model_path}")
+            best = checkpoints.best_model_path
+            for callback in cast(Any, self.trainer).callbacks:
+                if isinstance(callback, WeightAveraging):
+                    callback._average_model = None  # with it, the weights that were not averaged would be loaded
+            with self._running(lambda: f"training is complete: test with --ckpt_path {best}"):
+                tested = self.trainer.test(
+                    self.model, self.datamodule, ckpt_path=best, weights_only=True, verbose=False
+                )
+            self._say(f"best checkpoint: {best}")
             for name, value in tested[0].items() if tested else ():
                 self._say(f"{name}: {value:.4f}")
         for board in boards:
@@ -253,16 +294,22 @@ class ConvnetsCLI(LightningCLI):
             )
 
     def validate(self, **kwargs: Any) -> None:
-        self.trainer.validate(**kwargs, weights_only=True)
+        self._evaluate(self.trainer.validate, "val", **kwargs)
 
     def test(self, **kwargs: Any) -> None:
-        self.trainer.test(**kwargs, weights_only=True)
+        self._evaluate(self.trainer.test, "test", **kwargs)
+
+    def _evaluate(self, evaluate: Callable[..., Any], split: str, **kwargs: Any) -> None:
+        with self._running():
+            if not evaluate(**kwargs, weights_only=True):
+                raise ValueError(f"{self.subcommand} was given no batches: raise --trainer.limit_{split}_batches")
 
     def predict(self, **kwargs: Any) -> None:
         """Write a row for each image of the predicted split; maps go to files of their own, which the row names."""
         if self.trainer.world_size > 1:
             raise ValueError(f"predict writes one table: use --trainer.devices 1, got {self.trainer.world_size}")
-        batches: Any = self.trainer.predict(**kwargs, weights_only=True)
+        with self._running():
+            batches: Any = self.trainer.predict(**kwargs, weights_only=True)
         if not batches:
             raise ValueError("predict was given no batches: raise --trainer.limit_predict_batches")
         table = write_predictions(batches, self.checkpoint.parent if self.checkpoint else Path())
@@ -273,66 +320,10 @@ class ConvnetsCLI(LightningCLI):
             print(line, flush=True)
 
 
-def runs_directory(trainer: Namespace) -> Path:
-    """Where the configured TensorBoardLogger, or Lightning's default, keeps a directory for each run."""
-    logger = trainer.logger[0] if isinstance(trainer.logger, list) and trainer.logger else trainer.logger
-    configured = logger.get("init_args") if isinstance(logger, Namespace) else None
-    if configured is None or "save_dir" not in configured:
-        return Path(trainer.default_root_dir or ".") / "lightning_logs"
-    return Path(configured.save_dir) / (configured.get("name") or "")
-
-
-def pack_weights(model: torch.nn.Module) -> None:
-    """Lay the weights of convolutions out as the kernels read them, once: else each call packs them.
-
-    The outputs of a layer follow its weight, so that from the first layer on all maps are channels-last too.
-    """
-    for parameter in model.parameters():
-        if parameter.dim() in FORMATS:
-            parameter.data = parameter.data.contiguous(memory_format=FORMATS[parameter.dim()])
-
-
-def resume_in_place(trainer: Namespace, checkpoint: Path, step: int) -> None:
-    """Let a run that is resumed from a checkpoint of an earlier one go on in its log directory.
-
-    Its curves go on, too, without what was logged after the checkpoint, and what was the best checkpoint stays it until
-    there is a better one.
-    """
-    run = checkpoint.parent.parent
-    logger = trainer.logger
-    mine = isinstance(logger, Namespace) and run.parent.resolve() == runs_directory(trainer).resolve()
-    if mine and "init_args" in logger and logger.init_args.get("version") is None:
-        logger.init_args.version = run.name
-        logger.init_args.purge_step = step
-
-
-@contextmanager
-def no_trace_of_failure(trainer: pl.Trainer) -> Iterator[None]:
-    """Remove the log directory of a run that ends before its first checkpoint, if the run has made it."""
-    directory = Path(trainer.log_dir or ".")
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
-    try:
-        yield
-    except BaseException:
-        if made and trainer.is_global_zero and not any(directory.rglob("*.ckpt")):
-            shutil.rmtree(directory, ignore_errors=True)
-            with suppress(OSError):
-                for parent in made[1:]:
-                    parent.rmdir()
-        raise
-
-
 def tensorboard() -> str:
     """The command that runs this environment's TensorBoard: with its path, where the environment is not active."""
     here = Path(sys.executable).with_name("tensorboard")
     return "tensorboard" if shutil.which("tensorboard") == str(here) else os.path.relpath(here)
-
-
-def did_you_mean(message: str, known: list[str]) -> str:
-    """What to add to a parser's complaint about an option: the names close to it, if any."""
-    option = re.search(r"(?:option '|arguments: --)([\w.]+)", message)
-    close = difflib.get_close_matches(option[1], known) if option else []
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 def quieten() -> None:
@@ -340,25 +331,10 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the data are in memory
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run goes on in its directory
     warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer`.*")  # a LightningModule may
+    warnings.filterwarnings("ignore", message=".*the WeightAveraging callback, but loading a checkpoint outside.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of PyTorch
     threading.excepthook = let_caller_report
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip" not in record.msg)
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Raises ValueError for those errors of libraries that the user can put right."""
-    try:
-        yield
-    except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
-    except (MemoryError, RuntimeError) as error:
-        first, *_ = str(error).splitlines() or [""]
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search(r"allocate memory|overflow", first):
-            size = re.search(r"tried to allocate ([\d.]+ \w+)|allocate ([\d.]+ \w+)", first, re.IGNORECASE)
-            wanted = f" ({size[1] or size[2]} at once)" if size else ""
-            raise ValueError(f"not enough memory{wanted}: use smaller images, batches or networks") from error
-        raise
 
 
 def run() -> int:
@@ -368,6 +344,5 @@ def run() -> int:
         ValueError: whatever the user can put right.
     """
     quieten()
-    with one_line_errors():
-        ConvnetsCLI()
+    ConvnetsCLI()
     return 0

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from experiments.__main__ import looked_up, read_config
+from experiments.config import looked_up, read_config
 from lightning_modules import architectures
 
 KEY = ("model", "init_args", "network")

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from experiments.__main__ import read_config
+from experiments.config import read_config
 from lightning_modules.files import replace
 
 KINDS = {  # of a run: options of `convnets fit`

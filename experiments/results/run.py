@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from experiments.__main__ import read_config
+from experiments.config import read_config
 from experiments.expectation import Expectation
 from experiments.interruption import termination_interrupts
 from experiments.recipe import data_of_recipe, network_of_recipe

@@ -12,13 +12,9 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
 
 from experiments import __main__ as command
 from experiments import cli
-from experiments.cli import pack_weights
-from kernels import layers
-from kernels.shape import is_channels_last
 from lightning_modules.captured_step import CaptureSteps
 from tests.experiments.conftest import DIGITS
 from tests.full_disk import full_disk
@@ -38,18 +34,6 @@ def test_help_is_quick_and_imports_nothing_heavy():
     for argument in ("--help", "fit"):
         subprocess.run([sys.executable, "-c", code, argument, "-h"], check=True, capture_output=True)
     assert time.perf_counter() - started < 2 * 2
-
-
-def test_packed_weights_are_read_where_they_lie():
-    net = nn.Sequential(layers.Conv2d(4, 8, 3), layers.Conv2d(8, 8, 3))
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    pack_weights(net)
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert all(is_channels_last(net[i].weight) for i in range(2))
-    images = torch.randn(2, 4, 9, 9)
-    net(images.transpose(2, 3)).sum().backward()
-    assert net[1](net[0](images)).is_contiguous(memory_format=torch.channels_last)
-    assert net[0].weight.grad.stride() == net[0].weight.stride()
 
 
 def test_help_names_what_there_is(convnets):
@@ -211,17 +195,6 @@ def test_configs_are_merged(digits, tmp_path, capfd):
         "batch_size": 7, "image_size": 12, "max_shift": 1, "num_workers": 0, "split_seed": 0
     }  # fmt: skip
     assert config["backend"] == "auto"
-
-
-def test_the_last_setting_wins(tmp_path):
-    for name, text in (("a", "backend: torch\ntrainer: {accelerator: cpu}"), ("b", "backend: triton"), ("c", "x: 1")):
-        (tmp_path / name).write_text(text)
-    a, b, c = (f"--config={tmp_path / name}" for name in "abc")
-    assert command.setting(["fit", a, b, c], "backend", "auto") == "triton"
-    assert command.setting(["fit", b, "-c", str(tmp_path / "a")], "backend", "auto") == "torch"
-    assert command.setting(["fit", a, "--backend", "triton"], "backend", "auto") == "triton"
-    assert command.setting(["fit", c], "backend", "auto") == "auto"
-    assert command.setting(["fit", a, b], "trainer.accelerator", None) == "cpu"
 
 
 @pytest.mark.parametrize(

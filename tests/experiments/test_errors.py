@@ -1,15 +1,22 @@
+import io
 import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from experiments import __main__ as command
+from experiments.errors import in_one_line
 from lightning_modules.classifier import Classifier
 from lightning_modules.data import DigitsDataModule
+
+STEP_LR = ["--model.lr_scheduler=torch.optim.lr_scheduler.StepLR"]
+MIX_UP = ["--model.mix=torchvision.transforms.v2.MixUp"]
+STOP = "lightning.pytorch.callbacks.EarlyStopping"
 
 
 @pytest.fixture
@@ -39,6 +46,7 @@ def checkpoint(digits, tmp_path) -> Path:
         pytest.param(["--backend=cuda"], "['auto', 'triton', 'torch']. Got value: cuda", id="backend"),
         pytest.param(["--layers=tensorflow"], "['kernels', 'torch']. Got value: tensorflow", id="layers"),
         pytest.param(["--data.batch_size=0"], "must be positive", id="batch size"),
+        pytest.param(["--data.split_seed=-1"], "split_seed must be from 0 to 2^32 - 1, got -1", id="seed of a split"),
         pytest.param(["--config=no.yaml"], "--config no.yaml: No such file", id="no config"),
         pytest.param(["--ckpt_path=last"], "no last.ckpt among the runs in logs/digits", id="no last checkpoint"),
         pytest.param(["--ckpt_path=no.ckpt"], "--ckpt_path no.ckpt: no such file", id="no checkpoint"),
@@ -53,8 +61,41 @@ def checkpoint(digits, tmp_path) -> Path:
             ["--cuda_graph=true"], "--cuda_graph true needs a GPU, got --trainer.accelerator cpu\n", id="graph"
         ),
         pytest.param(["--model.optimizer.lr=1e30"], "network.conv2 (Conv2d) is the first layer with such", id="NaN"),
+        pytest.param(
+            ["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches must be at least 1", id="number"
+        ),
+        pytest.param(
+            ["--trainer.precision=transformer-engine"], "--trainer.precision (Transformer", id="not installed"
+        ),
+        pytest.param(
+            ["--model.optimizer.lr=-1"], "--model.optimizer (AdamW): Invalid learning rate: -1", id="optimizer"
+        ),
+        pytest.param(
+            [*STEP_LR, "--model.lr_scheduler.step_size=0"], "--model.lr_scheduler (StepLR): Zero", id="schedule"
+        ),
+        pytest.param(
+            [*MIX_UP, "--model.mix.num_classes=5"], "--model (MixUp): RuntimeError: Class values", id="mixing"
+        ),
+        pytest.param(
+            ["--trainer.callbacks=" + STOP, "--trainer.callbacks.monitor=val/acc"],
+            "--trainer.callbacks (EarlyStopping): Early stopping conditioned on metric `val/acc`",
+            id="metric",
+        ),
+        pytest.param(
+            ["--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateFinder"],
+            "must be without LearningRateFinder: compare values of --model.optimizer.lr",
+            id="rate finder",
+        ),
+        pytest.param(
+            ["--trainer.callbacks+=lightning.pytorch.callbacks.BatchSizeFinder"],
+            "must be without BatchSizeFinder: compare values of --data.batch_size",
+            id="size finder",
+        ),
+        pytest.param(["--model.network=torch.nn.Identity"], "must have the attribute input_shape", id="other network"),
+        pytest.param(["--resume=weights"], "--resume weights needs --ckpt_path", id="no weights"),
+        pytest.param(["--model.network.hidden=100000000000"], "not enough memory (1152", id="memory of a network"),
         pytest.param(["--data.image_size=8"], "images must be [N, 1, 12, 12], got [56, 1, 8, 8]", id="image size"),
-    ],
+    ],  # fmt: skip
 )
 def test_one_line_and_nothing_written(digits, nothing_left, args, says):
     assert says in digits("fit", *args).error + "\n"
@@ -63,6 +104,17 @@ def test_one_line_and_nothing_written(digits, nothing_left, args, says):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu(digits, nothing_left):
     assert "gpu" in digits("fit", "--trainer.accelerator=gpu").error
+
+
+@pytest.mark.parametrize(("command", "split"), [("validate", "val"), ("test", "test"), ("predict", "predict")])
+def test_nothing_to_evaluate(digits, command, split):
+    limit = f"--trainer.limit_{split}_batches"
+    assert digits(command, f"{limit}=0").error == f"{command} was given no batches: raise {limit}"
+
+
+def test_a_cluster_that_is_described_wrong(digits, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert "You set `--ntasks=2` in your SLURM bash script" in digits("fit").error
 
 
 def test_unknown_command(convnets):
@@ -76,6 +128,7 @@ def test_unknown_command(convnets):
         pytest.param("trainer: {max_epoch: 3}", "'trainer.max_epoch' (did you mean trainer.max_epochs", id="misspelt"),
         pytest.param("trainer: [3", "bad.yaml is not YAML", id="broken"),
         pytest.param("3", "bad.yaml must hold a mapping", id="no mapping"),
+        pytest.param("trainer: {max_epochs: 3, max_epochs: 4}", "the key max_epochs twice", id="twice"),
     ],
 )
 def test_config_files(digits, tmp_path, text, says):
@@ -114,10 +167,6 @@ def test_checkpoints(digits, checkpoint):
     for name in ("fit", "test"):
         error = digits(name, "--ckpt_path=nan.ckpt").error
         assert "holds weights that are not finite: network.conv1.weight and 1 more" in error
-
-    sgd = ("--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1", "--trainer.max_epochs=2")
-    error = digits("fit", f"--ckpt_path={checkpoint}", *sgd).error
-    assert "another kind of optimizer than SGD" in error and "betas" in error
 
     torch.save({"network.fc2.bias": torch.zeros(10)}, "weights.pt")
     assert "was not written by Lightning" in digits("test", "--ckpt_path=weights.pt").error
@@ -163,7 +212,15 @@ def test_the_error_of_a_worker_is_one_line():
     message = (
         "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  File 1\nValueError: no\nsuch file"
     )
-    assert command.in_one_line(message) == "no such file"
+    assert in_one_line(message) == "no such file"
+
+
+def test_a_terminal_without_the_characters(convnets, monkeypatch, tmp_path):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stderr", output)
+    assert convnets("fit", "--config", "große.yaml").code == 2
+    output.flush()
+    assert b"--config gro\\xdfe.yaml: No such file" in output.buffer.getvalue()
 
 
 @pytest.mark.parametrize(("variable", "told"), [("LOCAL_RANK", ""), ("RANK", ""), ("SLURM_PROCID", ""), ("OTHER", "x")])
@@ -183,19 +240,44 @@ def test_an_error_after_a_checkpoint_keeps_the_run(digits, monkeypatch):
     assert Path("logs/digits/version_0/checkpoints/last.ckpt").is_file()
 
 
-def test_a_fault_of_ours_keeps_its_traceback(digits, monkeypatch, nothing_left):
+def test_a_fault_of_ours_is_one_line_that_says_so(digits, monkeypatch, nothing_left):
     def fail(*_):
-        raise ZeroDivisionError
+        raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr(Classifier, "training_step", fail)
-    with pytest.raises(ZeroDivisionError):
-        digits("fit")
+    outcome = digits("fit")
+    assert outcome.code == 1 and "Traceback" not in outcome.err
+    *_, last = outcome.err.splitlines()
+    assert last == "convnets: unexpected error: ZeroDivisionError: division by zero (CONVNETS_DEBUG=1 shows where)"
 
 
 def test_debug_shows_the_traceback(digits, monkeypatch):
     monkeypatch.setenv("CONVNETS_DEBUG", "1")
     with pytest.raises(ValueError, match="no such file"):
         digits("fit", "--ckpt_path=no.ckpt")
+
+
+def interrupting(usual):
+    def step(module, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGINT)
+        return usual(module, batch, batch_idx)
+
+    return step
+
+
+def test_interrupted_in_the_test(digits, monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Classifier, "test_step", interrupting(Classifier.test_step))
+    try:
+        outcome = digits("fit", "--trainer.max_epochs=1")
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
+        alone = digits("test")
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    best = Path("logs/digits/version_0/checkpoints/best.ckpt")
+    assert outcome.code == alone.code == 130
+    assert outcome.err.endswith(f"interrupted: training is complete: test with --ckpt_path {best}\n") and best.is_file()
+    assert alone.err.endswith("convnets: interrupted\n")
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
