@@ -4,8 +4,10 @@ Help is answered from here in no time. The backend is chosen here too: Triton de
 first imported, and almost everything that `experiments.cli` needs imports it.
 """
 
+import codecs
 import importlib
 import importlib.util
+import locale
 import os
 import sys
 from importlib.metadata import version
@@ -76,8 +78,9 @@ def main() -> int:
 
     That is 0, 2 for an error of the user, 1 for a fault of this project, and 130 when interrupted.
     """
-    write_any_character()
     args = sys.argv[1:]
+    restart_in_utf8(args)
+    write_any_character()
     tool = TOOLS.get(args[0]) if args else None
     if not args or (tool is None and ("-h" in args or "--help" in args)):
         print(HELP, end="")
@@ -101,6 +104,14 @@ def main() -> int:
         if os.environ.get(DEBUG) == "1" and first_to_fail():
             raise
         return report(error)
+
+
+def restart_in_utf8(args: list[str]) -> None:
+    """Start this process again in Python's UTF-8 mode where the locale has another encoding: recipes are in UTF-8."""
+    is_utf8 = codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8"
+    is_program = args == sys.orig_argv[len(sys.orig_argv) - len(args) :]  # and not called by another one
+    if is_program and not is_utf8:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def prepare_backend(args: list[str]) -> None:

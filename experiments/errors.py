@@ -66,6 +66,8 @@ def explain(error: Exception) -> tuple[str, int]:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     innermost = frames[-1]
     is_of_library = "site-packages" in innermost.f_code.co_filename
+    if _is_a(error, ("DistNetworkError", "DistStoreError")):
+        return f"convnets: error: the processes cannot meet at MASTER_ADDR and MASTER_PORT: {text}", OF_USER
     is_stated = _is_a(error, STATED) or (isinstance(error, RuntimeError) and _package(innermost) == "lightning")
     is_ours = _package(innermost) in OURS
     option = option_of(frames) if is_of_library or not (is_stated or is_ours) else None

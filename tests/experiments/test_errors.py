@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 
 from experiments import __main__ as command
-from experiments.errors import in_one_line
+from experiments.errors import explain, in_one_line
 from lightning_modules.classifier import Classifier
 from lightning_modules.data import DigitsDataModule
 
+ROOT = str(Path(__file__).parents[2])
 STEP_LR = ["--model.lr_scheduler=torch.optim.lr_scheduler.StepLR"]
 MIX_UP = ["--model.mix=torchvision.transforms.v2.MixUp"]
 STOP = "lightning.pytorch.callbacks.EarlyStopping"
@@ -221,6 +223,26 @@ def test_a_terminal_without_the_characters(convnets, monkeypatch, tmp_path):
     assert convnets("fit", "--config", "große.yaml").code == 2
     output.flush()
     assert b"--config gro\\xdfe.yaml: No such file" in output.buffer.getvalue()
+
+
+def test_a_locale_without_utf8():
+    """Files and names are in UTF-8, whatever the locale says: else the name would be shown by numbers."""
+    run = subprocess.run(
+        [sys.executable, "-m", "experiments", "fit", "--config", "größer.yaml"],
+        env={**os.environ, "PYTHONPATH": ROOT, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        capture_output=True,
+    )
+    assert run.returncode == 2
+    assert run.stderr.decode() == "convnets: error: --config größer.yaml: No such file or directory\n"
+
+
+def test_where_processes_meet():
+    error = torch.distributed.DistNetworkError("port: 80, code: -98, message: address already in use")
+    with pytest.raises(torch.distributed.DistNetworkError) as raised:
+        raise error
+    line, code = explain(raised.value)
+    assert line.startswith("convnets: error: the processes cannot meet at MASTER_ADDR and MASTER_PORT: port: 80")
+    assert code == 2
 
 
 @pytest.mark.parametrize(("variable", "told"), [("LOCAL_RANK", ""), ("RANK", ""), ("SLURM_PROCID", ""), ("OTHER", "x")])
