@@ -4,7 +4,7 @@ import csv
 import pydoc
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from lightning_modules.files import replace, replacing
 
 BEST = "hp/best_monitored"  # what the checkpoints are chosen by; TensorBoard lists the hyper-parameters beside it
 
@@ -26,7 +28,10 @@ class SaveRecipe(SaveConfigCallback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if trainer.loggers and not self.already_saved:  # the directory of a run without a logger is the user's own
-            super().setup(trainer, pl_module, "fit")
+            place = Path(trainer.log_dir or ".", "config.yaml")
+            with replacing(place) if trainer.is_global_zero else nullcontext(place) as draft:
+                self.config_filename = draft.name
+                super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         config = self.config.as_dict()
@@ -159,7 +164,7 @@ def restore_contents(directory: Path, before: dict[Path, bytes | None]) -> None:
             path.unlink()
     for path, content in before.items():
         if content is not None and (not path.is_file() or path.read_bytes() != content):
-            path.write_bytes(content)
+            replace(path, content)
 
 
 def _root(trainer: Namespace) -> Path:
