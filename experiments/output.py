@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,6 @@ from matplotlib.figure import Figure
 
 from lightning_modules.files import replacing_all
 from lightning_modules.gabor_figures import DPI
-
-
-def check_output(directory: Path, option: str = "--output") -> None:
-    """Raises ValueError where no such directory can be made or written to, before there is anything to write."""
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise ValueError(f"{option} must be a directory, got {directory}: {existing} is a file")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"{option} {directory}: {existing} cannot be written to")
 
 
 def write(directory: Path, files: Mapping[str, bytes]) -> None:

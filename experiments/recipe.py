@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,11 @@ def network_of_recipe(path: Path, input_shape: Sequence[int] | None = None) -> n
         config = config.get(key) if isinstance(config, dict) else None
     if not isinstance(config, dict) or "class_path" not in config:
         raise ValueError(f"--config {path} must have a class_path under {'.'.join(KEY)}")
-    network = _made(nn.Module, config)
-    if input_shape is not None and "input_shape" in inspect.signature(type(network)).parameters:
-        arguments = config.get("init_args") or {}
-        network = _made(nn.Module, {**config, "init_args": {**arguments, "input_shape": list(input_shape)}})
-    return _checked(network)
+    network = _checked(_made(nn.Module, config))
+    own = config.get("init_args") or {}
+    return _resized(
+        network, input_shape, lambda shape: _made(nn.Module, {**config, "init_args": {**own, "input_shape": shape}})
+    )
 
 
 def network_of_architecture(name: str, input_shape: Sequence[int] | None = None) -> nn.Module:
@@ -71,9 +71,17 @@ def network_of_architecture(name: str, input_shape: Sequence[int] | None = None)
     kind = {known.lower(): each for known, each in ARCHITECTURES.items()}.get(name.lower())
     if kind is None:
         raise ValueError(f"--architecture must be one of {', '.join(ARCHITECTURES)}, got {name!r}")
-    if input_shape is not None and "input_shape" in inspect.signature(kind).parameters:
-        return _checked(kind(input_shape=tuple(input_shape)))
-    return _checked(kind())
+    return _resized(_checked(kind()), input_shape, lambda shape: kind(input_shape=tuple(shape)))
+
+
+def _resized(network: Any, input_shape: Sequence[int] | None, make: Callable[[list[int]], Any]) -> nn.Module:
+    """Return what `make` makes for another input_shape, or the network itself where its class takes none."""
+    if input_shape is None or "input_shape" not in inspect.signature(type(network)).parameters:
+        return network
+    axes, shape = len(network.input_shape), list(input_shape)
+    if len(shape) != axes:
+        raise ValueError(f"{type(network).__name__} takes images of {axes} extents, channels first, got {shape}")
+    return _checked(make(shape))
 
 
 def _made(kind: type, config: Any) -> Any:
@@ -88,7 +96,7 @@ def _made(kind: type, config: Any) -> Any:
     return parser.instantiate(parsed)[name]
 
 
-def _checked(network: Any) -> nn.Module:
+def _checked(network: Any) -> Any:
     if not hasattr(network, "input_shape"):
         raise ValueError(f"{type(network).__name__} has no input_shape: it is needed to make an image for it")
     return network

@@ -93,11 +93,14 @@ def count(ir: str, arguments: dict[str, int], grid: tuple[int, ...], layouts: st
 
     Raises:
         ValueError: a loop runs until something that depends on data or on the trip of a loop around it, or the kernel
-            does what is not counted: it calls a function, or multiplies scaled matrices.
+            does what is not counted: it calls a function, multiplies scaled matrices, or has too many programs.
     """
+    if prod(grid) > MOST_PROGRAMS:
+        raise ValueError(f"no estimate: {prod(grid)} programs, of which more than {MOST_PROGRAMS} are not followed")
     return _Evaluator(arguments, grid, _repeats(layouts), "ttng.tc_gen5_mma" in layouts).run(ir)
 
 
+MOST_PROGRAMS = 2**22  # each of which has a number in every tensor
 BITS = {"i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "index": 64}
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "addi": torch.add,

@@ -7,7 +7,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from experiments.arguments import Parser, positive
+from experiments.arguments import Parser, check_file, positive
 from experiments.convolutions import ARCHITECTURES
 
 OPERATIONS = ("forward", "input_gradient", "weight_gradient", "step")
@@ -72,8 +72,8 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if options.against is not None and options.implementation not in (None, ["triton"]):
         raise ValueError("--against compares our kernels with themselves: leave out --implementation")
-    if options.plot is not None and (options.plot.suffix not in FIGURES or not options.plot.parent.is_dir()):
-        raise ValueError(f"--plot must be a {', '.join(FIGURES)} file in an existing directory, got {options.plot}")
+    check_file(options.csv, "--csv")
+    check_file(options.plot, "--plot", *FIGURES)
     if find_spec("triton") is None:
         raise ValueError(f"bench needs triton, which is not installed (on {sys.platform})")
     import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.arguments import Parser, natural
+from experiments.arguments import Parser, check_folder, seed
 
 SEEDS = (3, 4, 5)  # none of them has a part in choosing the recipes
 
@@ -44,7 +44,7 @@ def parser() -> Parser:
     add("--layer", action="append", metavar="NAME",
         help="a layer to score, may be repeated; default: all that can be")  # fmt: skip
     add("--compare", action="store_true", help="compare what different ways to learn give")
-    add("--seeds", type=natural, nargs="+", metavar="N", help=f"default: {' '.join(map(str, SEEDS))}")
+    add("--seeds", type=seed, nargs="+", metavar="N", help=f"default: {' '.join(map(str, SEEDS))}")
     add("--output", type=Path, metavar="DIRECTORY",
         help="where figures and JSON go; default: gabor-NAME, of the file, or gabor-comparison")  # fmt: skip
     return parser
@@ -64,13 +64,12 @@ def main(arguments: list[str]) -> int:
         raise ValueError("--layer is for --checkpoint: --compare scores first layers")
     if options.seeds and not options.compare:
         raise ValueError("--seeds is for --compare: a checkpoint is trained already")
-    too_large = [seed for seed in options.seeds or [] if seed >= 2**32]
-    if too_large:
-        raise ValueError(f"--seeds must be below 2**32, got {too_large[0]}")
+    output = options.output or Path("gabor-comparison" if options.compare else f"gabor-{options.checkpoint.stem}")
+    check_folder(output)
     if options.compare:
         from experiments.gabor.comparison import compare
 
-        return compare(list(dict.fromkeys(options.seeds or SEEDS)), options.output or Path("gabor-comparison"))
+        return compare(list(dict.fromkeys(options.seeds or SEEDS)), output)
     from experiments.gabor.run import score
 
-    return score(options.checkpoint, options.layer or [], options.output or Path(f"gabor-{options.checkpoint.stem}"))
+    return score(options.checkpoint, options.layer or [], output)

@@ -16,7 +16,7 @@ from experiments.gabor.figure import draw
 from experiments.gabor.learners import RECIPES, learners
 from experiments.gabor.table import figures_of, summary_of
 from experiments.interruption import termination_interrupts
-from experiments.output import check_output, png, strict_json, write
+from experiments.output import png, strict_json, write
 from experiments.results.report import lines_of, spread
 from experiments.results.run import conditions
 from lightning_modules.gabor_score import Likeness, likeness
@@ -36,7 +36,6 @@ def compare(seeds: Sequence[int], output: Path) -> int:
         ValueError: whatever the user can put right, or a training failed; nothing is written then.
         KeyboardInterrupt: when interrupted; nothing is written.
     """
-    check_output(output)
     makers = learners()
     weights: dict[str, Tensor] = {}  # of the first seed
     found: dict[str, list[Likeness]] = {name: [] for name in makers}

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from experiments.gabor.layers import convolutions, measurable, read_state, window_of
 from experiments.gabor.table import figures_of, print_table
-from experiments.output import check_output, png, strict_json, write
+from experiments.output import png, strict_json, write
 from experiments.summary.table import WIDTH
 from lightning_modules.gabor_figures import report
 from lightning_modules.gabor_score import Likeness, likeness, not_measurable
@@ -26,7 +26,6 @@ def score(checkpoint: Path, names: list[str], output: Path) -> int:
     """
     state = read_state(checkpoint)
     weights = measurable(state, names, checkpoint)
-    check_output(output)
     found: dict[str, Likeness] = {}
     pictures = _files(list(weights))
     files: dict[str, bytes] = {}

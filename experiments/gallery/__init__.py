@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from experiments.arguments import Parser
+from experiments.arguments import Parser, check_folder
 from experiments.figures import NAMES
 
 DESCRIPTION = """\
@@ -48,9 +48,9 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"NAME must be one of {', '.join(NAMES)}, got {', '.join(unknown)}")
     if options.all and options.names:
         raise ValueError("give either names or --all")
-    for directory in (options.output, options.logdir):
-        if directory is not None and directory.exists() and not directory.is_dir():
-            raise ValueError(f"{directory} must be a directory")
+    if options.all or options.names:
+        check_folder(options.output)
+        check_folder(options.logdir, "--logdir")
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton
     from experiments.gallery.run import listed, run
 

@@ -76,9 +76,6 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: a directory cannot be written.
     """
-    output.check_output(options.output)
-    if options.logdir is not None:
-        output.check_output(options.logdir, "--logdir")
     options.output.mkdir(parents=True, exist_ok=True)
     names, runs, console = NAMES if options.all else options.names, [], Console(stderr=True)
     with termination_interrupts():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from experiments.arguments import Parser
+from experiments.arguments import Parser, check_folder
 
 DESCRIPTION = """\
 Collect evidence of the kernels from the GPU of this machine, most valuable first, within a few minutes.
@@ -60,6 +60,7 @@ def main(arguments: list[str]) -> int:
         KeyboardInterrupt: after writing the report of what was done until then.
     """
     options = parser().parse_args(arguments)
+    check_folder(options.output)
     from experiments.gpu.run import run
 
     return run(options)

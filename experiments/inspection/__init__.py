@@ -7,7 +7,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from experiments.arguments import Parser, natural, positive
+from experiments.arguments import Parser, check_file, check_folder, natural, positive
 from experiments.convolutions import ARCHITECTURES
 
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx90a", "gfx942")
@@ -114,7 +114,6 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--{misplaced[0]} is for a single layer, of which --channels is needed, not for {given[0]}")
     if options.size is None and (window := [name for name in SHAPE[3:8] if getattr(options, name) is not None]):
         raise ValueError(f"--{window[0]} needs --size: without, it is a linear layer")
-    if options.plot is not None and (options.plot.suffix not in FIGURES or not options.plot.parent.is_dir()):
-        raise ValueError(f"--plot must be a {', '.join(FIGURES)} file in an existing directory, got {options.plot}")
-    if options.json is not None and not options.json.parent.is_dir():
-        raise ValueError(f"--json must be a file in an existing directory, got {options.json}")
+    check_file(options.plot, "--plot", *FIGURES)
+    check_file(options.json, "--json")
+    check_folder(options.logdir, "--logdir")

@@ -19,10 +19,12 @@ from experiments.inspection.reports import Operation, totals
 from experiments.inspection.tables import WIDTH, print_details, print_rows, print_sources
 from experiments.inspection.user_kernel import read_call
 from experiments.inspection.work import Job, inspected
+from experiments.tune.task import Task
 from kernels.checks import make_window
 from kernels.problem import Problem
 from kernels.shape import Window
 from kernels.targets import TARGETS
+from kernels.tile import Tile, fault
 from lightning_modules.files import replace, replacing
 
 
@@ -71,7 +73,11 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
     batch, dtype = options.batch or 32, getattr(torch, options.dtype or "float16")
     if options.architecture is None:
         problem = problem_of(options, batch, dtype)
-        return [Job(options.target, problem, operation, tile=options.tile) for operation in options.operation]
+        tile = options.tile
+        return [
+            Job(options.target, problem, operation, tile=tile and tile_of(tile, options.target, problem, operation))
+            for operation in options.operation
+        ]
     names = list(ARCHITECTURES) if "all" in options.architecture else dict.fromkeys(options.architecture)
     return [
         Job(options.target, layer.problem, operation, name, layer.names[0], layer.count)
@@ -79,6 +85,19 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
         for layer in convolutions_of(name, batch, dtype)[: options.limit]
         for operation in options.operation
     ]
+
+
+def tile_of(numbers: Sequence[int], target: str, problem: Problem, operation: str) -> Tile:
+    """Return the tile of the numbers of --tile.
+
+    Raises:
+        ValueError: the operation cannot be launched with it.
+    """
+    product = Task.of(target, problem, operation).product
+    tile = Tile(*numbers, dot=not product.depthwise)
+    if reason := fault(product, tile):
+        raise ValueError(f"--tile {','.join(map(str, numbers))}, {operation}: {reason}")
+    return tile
 
 
 def problem_of(options: argparse.Namespace, batch: int, dtype: torch.dtype) -> Problem:

@@ -145,11 +145,16 @@ def _value(name: str, value: Any) -> Any:
     shape, strides = value["shape"], value.get("strides")
     if not isinstance(shape, list) or not all(_is_count(extent) for extent in shape):
         raise ValueError(f"argument {name!r}: the shape must be a list of whole numbers, got {shape!r}")
-    if strides is None:
-        return torch.empty(shape, dtype=dtype, device="meta")
-    if not isinstance(strides, list) or len(strides) != len(shape) or not all(type(each) is int for each in strides):
+    if strides is not None and (
+        not isinstance(strides, list) or len(strides) != len(shape) or not all(type(each) is int for each in strides)
+    ):
         raise ValueError(f"argument {name!r}: the strides must be {len(shape)} whole numbers, got {strides!r}")
-    return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    try:
+        if strides is None:
+            return torch.empty(shape, dtype=dtype, device="meta")
+        return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    except RuntimeError as error:  # of a size that no address reaches, or a stride below 0
+        raise ValueError(f"argument {name!r}: {next(iter(str(error).splitlines()))}") from error
 
 
 def _is_count(value: Any) -> bool:

@@ -13,6 +13,7 @@ from experiments.inspection.reports import Launch, Operation
 from experiments.inspection.user_kernel import Call, launch
 from kernels.problem import Problem
 from kernels.targets import TARGETS
+from kernels.tile import Tile
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Job:
     group: str = ""
     layer: str = ""
     count: int = 1
-    tile: tuple[int, ...] | None = None
+    tile: Tile | None = None
 
 
 def inspected(jobs: Sequence[Job]) -> Iterator[Operation]:
@@ -69,7 +70,7 @@ def inspect(job: Job) -> Operation:
     from kernels import tuning
     from kernels.inspect import compiling_for
 
-    tile = tuning.use_tile(tuning.Tile(*job.tile)) if job.tile is not None else nullcontext()
+    tile = tuning.use_tile(job.tile) if job.tile is not None else nullcontext()
     try:
         with compiling_for(job.target) as compiled, tile:
             if isinstance(job.work, Call):
@@ -129,8 +130,13 @@ def _products(kernel: Any) -> int:
         return 0
 
 
-def _reason(error: Exception) -> str:
-    """The compiler's own words, which stand last, and the line that they are of, which stands first."""
+def _reason(error: BaseException) -> str:
+    """Return the compiler's own words, which stand last, and the line that they are of, which stands first.
+
+    What a function of a kernel is refused for is the cause of what the kernel is.
+    """
+    while type(error.__cause__) is type(error):
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
     if len(lines) < 2:
         return f"{type(error).__name__}: {' '.join(lines)}".rstrip(": ")

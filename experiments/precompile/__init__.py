@@ -7,9 +7,8 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryFile
 
-from experiments.arguments import Parser, positive
+from experiments.arguments import Parser, check_file, positive
 
 DESCRIPTION = """\
 Compile all kernels that a training step and an evaluation of a network launch, on all cores and without a GPU.
@@ -78,19 +77,4 @@ def check(options: argparse.Namespace) -> None:
         idle = [name for name in ("batch", "size", "dtype", "jobs", "archive") if getattr(options, name) is not None]
         if idle:
             raise ValueError(f"--{idle[0]} needs an --architecture or a --config")
-    if options.archive is not None:
-        check_archive(options.archive)
-
-
-def check_archive(path: Path) -> None:
-    """Check that an archive can be written, before its kernels are compiled.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    if not path.name.endswith(".tar.xz") or path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"--archive must be a .tar.xz file in an existing directory, got {path}")
-    try:
-        TemporaryFile(dir=path.absolute().parent).close()
-    except OSError as error:
-        raise ValueError(f"--archive {path}: {error.strerror}") from error
+    check_file(options.archive, "--archive", ".tar.xz")

@@ -27,7 +27,9 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: whatever the user can put right.
     """
-    target = options.target or (tuning.target() if torch.cuda.is_available() else None)
+    target = options.target
+    if target is None and torch.cuda.is_available():
+        target = tuning.target()
     if target is not None:
         gpu_target(target)
     if options.source is not None:
@@ -58,7 +60,7 @@ def work_of(options: argparse.Namespace) -> tuple[nn.Module, list[Batch], str]:
     Raises:
         ValueError: there is no such network or precision, or the data of a recipe are not there.
     """
-    precision = options.dtype or "float16"
+    precision = "float16" if options.dtype is None else options.dtype
     if options.config is not None and options.dtype is None:
         precision = str(setting_of_recipe(options.config, "trainer.precision", "32-true"))
     types_of(precision)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.arguments import Parser, natural
+from experiments.arguments import Parser, check_file, check_folder, seed
 
 RECIPES = Path(__file__).parents[1]
 
@@ -36,7 +36,7 @@ def parser() -> Parser:
     add(
         "recipes", nargs="*", metavar="RECIPE", help="a file, or the name of one in experiments/; default: all of those"
     )
-    add("--seeds", type=natural, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    add("--seeds", type=seed, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     add("--json", type=Path, default=Path("logs/results.json"), metavar="FILE",
         help="where results are kept; default: logs/results.json")  # fmt: skip
     add("--markdown", type=Path, metavar="FILE", help="write the table")
@@ -55,8 +55,10 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments[:place])
     options.recipes = [recipe(name) for name in options.recipes] or sorted(RECIPES.glob("*.yaml"))
     options.fit = tuple(arguments[place + 1 :])
-    if options.markdown is not None and not options.markdown.parent.is_dir():
-        raise ValueError(f"--markdown must be a file in an existing directory, got {options.markdown}")
+    check_folder(options.json.parent, "--json")
+    if options.json.exists():
+        check_file(options.json, "--json")
+    check_file(options.markdown, "--markdown")
     from experiments.results.run import run
 
     return run(options)

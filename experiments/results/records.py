@@ -103,7 +103,7 @@ class Records:
             content: Any = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
             return {key: Record(**values) for key, values in content.items()}
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"--json {self._path} holds no results: {error}") from error
+            raise ValueError(f"--json {self._path} holds something else than results of this command") from error
 
     def get(self, job: Job) -> Record | None:
         return self._known.get(job.key)

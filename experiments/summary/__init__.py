@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.arguments import Parser, positive
+from experiments.arguments import Parser, check_file, positive
 
 DESCRIPTION = """\
 Show every layer of a network: the volumes that it takes and gives, window, stride and padding, receptive field,
@@ -49,8 +49,7 @@ def main(arguments: list[str]) -> int:
     given = [f"--{name}" for name in ("config", "architecture") if getattr(options, name) is not None]
     if len(given) != 1:
         raise ValueError(f"give one of --config and --architecture, got {' and '.join(given) or 'none'}")
-    if options.json is not None and not options.json.parent.is_dir():
-        raise ValueError(f"--json must be a file in an existing directory, got {options.json}")
+    check_file(options.json, "--json")
     from experiments.summary.run import run
 
     return run(options)

@@ -9,7 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from experiments.arguments import Parser, natural, positive
+from experiments.arguments import Parser, check_file, natural, positive
 from experiments.convolutions import ARCHITECTURES
 
 INTERPRETER = "interpreter"
@@ -110,10 +110,14 @@ def check(options: argparse.Namespace) -> None:
                 raise ValueError(f"a layer needs --channels and --outputs, got only {', '.join(layer)}")
         if options.size and options.kernel_size is None:
             raise ValueError("a layer with a --size needs a --kernel_size")
+        if not options.size and (window := [name for name in EXTENTS[3:7] if getattr(options, name) is not None]):
+            raise ValueError(f"--{window[0]} needs a --size: without, it is a linear layer")
+        if len(options.size or ()) > 3:
+            raise ValueError(f"--size takes up to 3 extents, got {len(options.size)}")
     targets = options.target or []
     if INTERPRETER in targets and len(targets) > 1:
         raise ValueError("the interpreter is tuned by itself, as it cannot compile: give no other --target beside it")
     if options.table is not None and len(targets) > 1:
         raise ValueError(f"--table {options.table} holds one target: got {', '.join(targets)}")
-    if options.table is not None and not options.table.parent.is_dir():
-        raise ValueError(f"--table must be a file in an existing directory, got {options.table}")
+    if not options.compare:
+        check_file(options.table, "--table")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.compile_pool import CompilePool
+from experiments.gpu.step import reason
 from experiments.tune.task import Task
 from kernels import conv, model
 from kernels.candidates import order
@@ -74,7 +75,7 @@ def work(job: Job) -> Outcome:
     except Exception as error:  # the compiler has many; the other candidates can go on
         if os.environ.get("CONVNETS_DEBUG") == "1":
             raise
-        return Outcome(job.tile, fault=next(iter(str(error).splitlines()), type(error).__name__)[:200])
+        return Outcome(job.tile, fault=reason(error))
 
 
 def _launch(job: Job) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from experiments.arguments import check_file
 from experiments.convolutions import ARCHITECTURES, convolutions_of
 from experiments.interruption import interrupted_once
 from experiments.progress import progress
@@ -45,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
     for target in targets:
         tasks = tasks_of(options, target)
         path = options.table or table.path_of(target)
+        if not options.compare:
+            check_file(path, "--table")
         with interrupted_once(), Compilers(options.jobs) as compilers:
             if options.compare:
                 compare(console, target, path, tasks, compilers)

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from experiments.gpu.step import reason
 from experiments.tune.compiling import Compilers, Job, Outcome, ranked
 from experiments.tune.task import Task
 from experiments.tune.timing import MARGIN, Case, fastest
@@ -87,7 +88,10 @@ def measured_choice(task: Task, compilers: Compilers, most: int) -> Choice:
         tiles = [usual.tile, *(outcome.tile for outcome in best)]
         twins = with_boxes(task.target, task.product, tiles)  # which no estimate tells from them
         tiles = list(dict.fromkeys(tiles + twins))
-    case = Case(task, "cpu" if interpreted else "cuda")
+    try:
+        case = Case(task, "cpu" if interpreted else "cuda")
+    except RuntimeError as error:  # of memory
+        raise NotTuned(f"its tensors cannot be made: {reason(error)}") from error
     found = fastest(tiles, case.check, case.seconds)
     if found is None:
         raise NotTuned(f"all {len(tiles)} tiles are wrong")

@@ -81,7 +81,7 @@ def test_a_claim_that_does_not_hold_is_said(convnets, monkeypatch):
     [
         (("zero",), "NAME must be one of .*zero-padding.*, got zero"),
         (("zero-padding", "--all"), "either names or --all"),
-        (("zero-padding", "--output", "file"), "file must be a directory"),
+        (("zero-padding", "--output", "file"), "--output must be a directory, got file: file is a file"),
     ],
 )
 def test_errors(convnets, arguments, message):

@@ -111,6 +111,12 @@ def test_a_kernel_with_other_arguments_is_one_line(convnets):
         (("--target", "sm_80", *LAYER, "--kernel_size", "11"), "the window does not fit --size 8 8"),
         (("--target", "sm_80", *LAYER, "--kernel_size", "3", "3", "3"), "--kernel_size must have 1 or 2 extents"),
         (("--target", "sm_80", *LAYER, "--tile", "64,64"), "argument --tile: must be 3 to 6 whole numbers"),
+        (("--target", "sm_80", *LAYER, "--tile", "1,2,3"), "--tile 1,2,3, forward: m must be a power of two >= 16"),
+        (("--target", "sm_80", *LAYER, "--tile", "16,16,16,3"), "--tile 16,16,16,3, forward: warps must be a power of"),
+        (
+            ("--target", "sm_80", *LAYER, "--stride", str(2**31)),
+            "must be a whole number of at most 2147483647",
+        ),
         (("--target", "sm_80", *LAYER, "--plot", "it.jpeg"), "--plot must be a .png, .pdf, .svg file"),
         (("--target", "gfx90a", *LAYER, "--logdir", "logs"), "of which there are none for gfx90a"),
         (("--target", "sm_80", "--kernel", "it.py:f"), "--kernel and --arguments go together"),
@@ -134,6 +140,8 @@ def test_a_wrong_command_line_is_one_line(convnets, arguments, message):
         (call(arguments={"x": {"shape": [4]}}), 'argument \'x\': a tensor has "shape", "dtype"'),
         (call(arguments={"x": {"shape": [4], "dtype": "half precision"}}), "'half precision' is no dtype of torch"),
         (call(arguments={"x": TENSOR | {"strides": [1]}}), "the strides must be 2 whole numbers"),
+        (call(arguments={"x": TENSOR | {"shape": [2**62, 8]}}), "argument 'x': Storage size calculation overflowed"),
+        (call(arguments={"x": TENSOR | {"strides": [-1, 1]}}), "argument 'x': "),
         (call(arguments={"x": "tl.float17"}), "tl.float17 is no type of triton.language"),
     ],
 )

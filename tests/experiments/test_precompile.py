@@ -259,6 +259,7 @@ def test_sizes_of_batches_are_those_of_all_processes():
     [
         ((), "give --architecture NAME or --config RECIPE to compile for, or --from FILE to unpack"),
         (("--architecture", "LeNet", "--config", "r.yaml"), "give either --architecture or --config, not both"),
+        (("--architecture", "LeNet", "--target", "sm_80", "--dtype", ""), "the precision must be one of float16, "),
         (("--from", "f", "--batch", "2"), "--batch needs an --architecture or a --config"),
         (("--architecture", "none", "--target", "sm_90"), "--architecture must be one of AlexNet, "),
         (("--architecture", "LeNet", "--target", "sm90"), "--target must be a GPU's architecture, as sm_90 (NVIDIA)"),
@@ -271,7 +272,7 @@ def test_sizes_of_batches_are_those_of_all_processes():
             ("--architecture", "LeNet", "--archive", "a.zip"),
             "--archive must be a .tar.xz file in an existing directory",
         ),
-        (("--architecture", "LeNet", "--archive", "/proc/a.tar.xz"), "--archive /proc/a.tar.xz: No such file or "),
+        (("--architecture", "LeNet", "--archive", "/proc/a.tar.xz"), "--archive /proc/a.tar.xz cannot be written: "),
         (("--config", "none.yaml", "--target", "sm_90"), "--config none.yaml: No such file or directory"),
         (("--from", "none.tar.xz"), "--from none.tar.xz: No such file or directory"),
     ],

@@ -302,6 +302,19 @@ def test_a_wrong_command_line_is_one_line(convnets, tmp_path):
             "input_shape must be (channels, height, width)",
         ),
         (("--architecture", "ConvNet", "--input_shape", "x"), "argument --input_shape: must be a whole number"),
+        (("--architecture", "LeNet", "--input_shape", "3"), "LeNet takes images of 3 extents, channels first, got [3]"),
+        (
+            ("--config", DIGITS, "--input_shape", "1", "8"),
+            "takes images of 3 extents, channels first, got [1, 8]",
+        ),
+        (
+            ("--architecture", "LeNet", "--input_shape", "3", "1000000", "1000000"),
+            "not enough memory (256000000000000 bytes at once): use smaller images",
+        ),
+        (
+            ("--architecture", "CifarResNet", "--input_shape", "3", "2147483647", "2147483647"),
+            "not enough memory: use smaller images",
+        ),
         (("--config", "no.yaml"), "--config no.yaml: No such file"),
         (("--config", "none.yaml"), "must have a class_path under model.init_args.network"),
         (("--config", "typo.yaml"), "'filter' is not accepted"),

@@ -249,6 +249,10 @@ def test_compare_shows_the_heuristic_beside_the_table(tune):
         (("--channels", "3", "--outputs", "4", "--size", "2", "--kernel_size", "5"), "does not fit on its grid"),
         (("--channels", "3", "--outputs", "4", "--size", "2", "2", "--kernel_size", "1", "1", "1"),
          "--kernel_size must be one number, or 2 for as many axes of --size, got 3"),
+        (("--channels", "3", "--outputs", "4", "--kernel_size", "5"), "--kernel_size needs a --size"),
+        (("--channels", "3", "--outputs", "4", "--size", "2", "2", "2", "2", "--kernel_size", "1"),
+         "--size takes up to 3 extents, got 4"),
+        (("--channels", "3", "--outputs", "4", "--stride", "2147483648"), "--stride: must be a whole number of"),
         (("--limit", "0"), "must be a whole number of at least 1, got '0'"),
         (("--dtype", "int8"), "invalid choice: 'int8'"),
     ],
@@ -310,6 +314,14 @@ def test_equals_are_told_apart_by_what_they_need():
     outcomes += [Outcome(A, 1.0, 0.5), Outcome(B, fault="spills")]
     assert [o.tile for o in ranked(product, outcomes)] == [A, long, short, large]
     assert ranked(product, outcomes) == ranked(product, outcomes[::-1])
+
+
+def test_tensors_that_do_not_fit_into_memory_are_said_in_a_line(tune, monkeypatch):
+    monkeypatch.setattr(timing.Problem, "tensors", lambda *_: run.torch.empty(2**60))
+    task = run.Task("interpreter", Problem(1, 4, 4, (), make_window("linear", (), (), (), (), 1)), "forward", None)
+    monkeypatch.setattr(search, "candidates", lambda *_: [A])
+    with pytest.raises(search.NotTuned, match="^its tensors cannot be made: RuntimeError: "):
+        search.measured_choice(task, StandIn(1), 1)
 
 
 @pytest.mark.skipif(not backend.INTERPRETING, reason="needs the interpreter")

@@ -134,3 +134,8 @@ def test_warps_that_compute_the_same():
 def test_what_is_not_counted_is_an_error(line, message):
     with pytest.raises(ValueError, match=message):
         loops(line, "}")
+
+
+def test_more_programs_than_can_be_followed_are_refused():
+    with pytest.raises(ValueError, match="^no estimate: 4294967296 programs, of which more than 4194304"):
+        count("", {}, (2**16, 2**16))
