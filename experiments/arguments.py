@@ -61,11 +61,11 @@ def check_file(path: Path | None, option: str, *endings: str) -> None:
     kind = f"a {', '.join(endings)} file" if endings else "a file"
     fits = not endings or any(path.name.removesuffix(ending) not in ("", path.name) for ending in endings)
     try:
-        in_the_way = path.exists() and not path.is_file()
-        if not fits or in_the_way or not path.parent.is_dir():
-            why = ", which is no file" if in_the_way else ""
+        if not fits or path.is_dir() or not path.parent.is_dir():
+            why = ", which is a directory" if path.is_dir() else ""
             raise ValueError(f"{option} must be {kind} in an existing directory, got {path}{why}")
-        _try_to_write(path.parent)
+        if path.is_file() or not path.exists():  # else a device or a pipe, as /dev/stdout
+            _try_to_write(path.parent)
     except OSError as error:
         raise ValueError(f"{option} {path} cannot be written: {error.strerror}") from error
 

@@ -1,5 +1,6 @@
 """Where tools write is checked before they work, by trying: in one line, and without a trace."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def places(convnets):
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("folder", "in an existing directory, got folder{}, which is no file"),
+        ("folder", "in an existing directory, got folder{}, which is a directory"),
         ("none/it", "in an existing directory, got none/it{}"),
         ("file/it", "in an existing directory, got file/it{}"),
         ("/proc/it", "/proc/it{} cannot be written: "),
@@ -88,9 +89,9 @@ def test_what_can_be_written_passes_and_stays_as_it_is(tmp_path, monkeypatch):
     assert Path("it.png").read_text() == "here" and traces() == ["it.png", "link"]
 
 
-def test_a_device_is_no_file():
-    with pytest.raises(ValueError, match="^--json must be a file in an existing directory, got /dev/full, which is no"):
-        check_file(Path("/dev/full"), "--json")
+def test_what_is_open_already_may_be_written_to(convnets):
+    run = convnets("summary", "--architecture", "LeNet", "--json", "/dev/stderr")
+    assert run.code == 0 and json.loads(run.err)["network"] == "LeNet"
 
 
 def test_a_name_that_is_only_an_ending_is_none(tmp_path):

@@ -170,7 +170,7 @@ def test_two_revisions(convnets, monkeypatch, tmp_path):
         pytest.param([*SMALL, "--csv=no/it.csv"], "file in an existing directory, got no/it.csv", id="csv"),
         pytest.param(
             [*SMALL, "--csv=."],
-            "got ., which is no file",
+            "got ., which is a directory",
             id="csv directory",
         ),
         pytest.param([*SMALL, "--plot=no/it.png"], "--plot must be a .png", id="plot"),

@@ -195,7 +195,7 @@ def test_an_output_that_cannot_be_written(convnets, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         error = convnets("gabor", "--checkpoint", "it.pth", "--output", "new").error
-    assert error == "--output new: No space left on device" and not list(Path("new").iterdir())
+    assert error == "new cannot be written: No space left on device" and not list(Path("new").iterdir())
 
 
 def test_a_wrong_command_line_is_one_line(convnets):
@@ -323,9 +323,12 @@ def test_a_layer_goes_by_its_name_in_the_file_too(convnets):
 def test_nothing_is_written_where_a_figure_cannot_be(convnets):
     torch.save({"conv.weight": torch.randn(2, 1, 7, 7)}, "ours.pt")
     Path("out/conv.png").mkdir(parents=True)
-    assert "conv.png in it is a directory" in convnets("gabor", "--checkpoint", "ours.pt", "--output", "out").error
+    assert "out/conv.png is a directory" in convnets("gabor", "--checkpoint", "ours.pt", "--output", "out").error
     assert [path.name for path in Path("out").iterdir()] == ["conv.png"]
 
 
 def test_seeds_are_torchs(convnets):
-    assert "--seeds must be below 2**32" in convnets("gabor", "--compare", "--seeds", str(2**32)).error
+    assert (
+        "--seeds: must be a whole number of at most 4294967295"
+        in convnets("gabor", "--compare", "--seeds", str(2**32)).error
+    )
