@@ -9,12 +9,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from experiments.precompile.step import Batch
 from lightning_modules.data.loading import Batches
 
 LOOKED_AT = 32  # samples, as they may differ in size
+UNKNOWN = "kernels are compiled ahead for a DataLoader with a batch_size over samples that have a number (--batch), got"
 LOADERS = {  # of a data module, for each command of Lightning; True where gradients are computed
     "fit": (("train_dataloader", True), ("val_dataloader", False)),
     "validate": (("val_dataloader", False),),
@@ -35,13 +36,23 @@ def batches_of(data: pl.LightningDataModule, stage: str) -> list[Batch]:
     return list(found)
 
 
-def sizes_of(loader: DataLoader[Any]) -> tuple[set[int], Any]:
-    """Return the sizes of a loader's batches, in any of the processes that train together, and its data set."""
+def sizes_of(loader: Any) -> tuple[set[int], Any]:
+    """Return the sizes of a loader's batches, in any of the processes that train together, and its data set.
+
+    Raises:
+        ValueError: they are not known before the batches are read.
+    """
+    if not isinstance(loader, DataLoader):
+        raise ValueError(f"{UNKNOWN} {type(loader).__name__}")
     if isinstance(loader.dataset, Batches):
         return loader.dataset.sizes(), loader.dataset.dataset
-    count, size = len(loader.dataset), loader.batch_size or 1  # type: ignore[arg-type]
-    rest = count % size
-    return {min(size, count), *([rest] if rest and not loader.drop_last else [])}, loader.dataset
+    if isinstance(loader.dataset, IterableDataset):
+        raise ValueError(f"{UNKNOWN} one over the IterableDataset {type(loader.dataset).__name__}")
+    if loader.batch_size is None:
+        raise ValueError(f"{UNKNOWN} one without a batch_size, over {type(loader.dataset).__name__}")
+    wholes, rest = divmod(len(loader.sampler), loader.batch_size)  # type: ignore[arg-type]
+    sizes = ([loader.batch_size] if wholes else []) + ([rest] if rest and not loader.drop_last else [])
+    return set(sizes), loader.dataset
 
 
 def shapes_of(samples: Any) -> set[tuple[int, ...]]:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from lightning_modules.data.loading import loader
 
@@ -235,6 +235,9 @@ def test_batches_are_those_of_the_loaders():
     assert data.sizes_of(loader(images, 16))[0] == {10}
     assert data.sizes_of(DataLoader(images, 4))[0] == {4, 2}
     assert data.sizes_of(DataLoader(images, 4, drop_last=True))[0] == {4}
+    assert data.sizes_of(DataLoader(images, 16))[0] == {10}
+    assert data.sizes_of(DataLoader(images, 16, drop_last=True))[0] == set()
+    assert data.sizes_of(DataLoader(images, 4, sampler=SubsetRandomSampler(range(7))))[0] == {4, 3}
     assert data.shapes_of(images) == {(1, 3, 4, 5)}
 
     class Module(data.pl.LightningDataModule):
@@ -243,6 +246,25 @@ def test_batches_are_those_of_the_loaders():
 
     assert set(data.batches_of(Module(), "fit")) == {Batch((4, 3, 4, 5), True), Batch((2, 3, 4, 5), True)}
     assert data.batches_of(Module(), "test") == []
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(range(4))
+
+
+@pytest.mark.parametrize(
+    ("loader", "got"),
+    [
+        (lambda: DataLoader(Stream(), 2), "one over the IterableDataset Stream"),
+        (lambda: DataLoader(range(4), batch_sampler=[[0, 1], [2]]), "one without a batch_size, over range"),
+        (lambda: DataLoader(range(4), batch_size=None), "one without a batch_size, over range"),
+        (lambda: [1, 2], "list"),
+    ],
+)
+def test_batches_of_unknown_sizes_are_refused(loader, got):
+    with pytest.raises(ValueError, match=f"compiled ahead for a DataLoader with a batch_size .*, got {got}"):
+        data.sizes_of(loader())
 
 
 def test_sizes_of_batches_are_those_of_all_processes():
