@@ -3,7 +3,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -28,12 +27,10 @@ def accuracy_in(output: str) -> float:
     return float(re.findall(r"test/accuracy\D+([\d.]+)", output)[-1])
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
-    started = time.perf_counter()
+def test_help_imports_nothing_heavy():
     code = "import sys; from experiments.__main__ import main; main(); sys.exit('torch' in sys.modules)"
     for argument in ("--help", "fit"):
         subprocess.run([sys.executable, "-c", code, argument, "-h"], check=True, capture_output=True)
-    assert time.perf_counter() - started < 2 * 2
 
 
 def test_help_names_what_there_is(convnets):
