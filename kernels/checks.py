@@ -344,6 +344,8 @@ def _check_per_channel(x: Tensor, parameters: dict[str, Tensor], momentum: float
             raise ValueError(
                 f"batch_norm: tensors must be on one device, got input on {x.device} and {name} on {t.device}"
             )
+        if t.requires_grad and name.startswith("running") and torch.is_grad_enabled():
+            raise ValueError(f"batch_norm: {name} has no gradient, and must not require one")
 
 
 def check_fits(op: str, shape: Sequence[int], window: Window, ceil_mode: bool = False) -> tuple[int, ...]:

@@ -113,6 +113,25 @@ def test_an_empty_batch_is_torchs(name, training, device):
     assert all(torch.equal(a, b) for a, b in zip(layer.buffers(), theirs.buffers(), strict=True))
 
 
+@MODES
+@pytest.mark.parametrize("momentum", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+@pytest.mark.parametrize("which", ["running_mean", "running_var"])
+@pytest.mark.parametrize("name", ["auto", "torch"])
+def test_running_statistics_have_no_gradient(name, which, momentum, training, device):
+    """As in torch, which refuses them too, but not where nothing is recorded."""
+    running = {"running_mean": torch.zeros(3, device=device), "running_var": torch.ones(3, device=device)}
+    running[which].requires_grad_()
+    before = running[which].detach().clone()
+    x = torch.randn(4, 3, device=device)
+    with backend.use_backend(name):
+        with pytest.raises(ValueError, match=f"{which} has no gradient"):
+            functional.batch_norm(x, **running, training=training, momentum=momentum)
+        assert torch.equal(running[which], before)
+        with torch.no_grad():
+            functional.batch_norm(x, **running, training=training, momentum=momentum)
+    assert torch.equal(running[which], before) != training
+
+
 @pytest.mark.parametrize("name", ["auto", "torch"])
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 1.0, None], ids=str)
 def test_follows_the_running_statistics_of_torch(momentum, name, device):
