@@ -50,6 +50,7 @@ OPTIONS = {"enable_fp_fusion": True}
 
 _launches = 0
 _counting = threading.Lock()
+_changing = threading.Lock()
 _one_at_a_time = threading.Lock() if INTERPRETING else contextlib.nullcontext()  # the interpreter's state is global
 
 
@@ -59,13 +60,29 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_choice = _checked(os.environ.get("CONVNETS_BACKEND") or "auto", "the environment variable CONVNETS_BACKEND")
+@dataclasses.dataclass(eq=False)
+class _Choice:
+    """A choice that holds to the end of the block it heads, or to the next one."""
+
+    name: str
+    heads_block: bool = False
+
+
+_first = _checked(os.environ.get("CONVNETS_BACKEND") or "auto", "the environment variable CONVNETS_BACKEND")
+_choices = [_Choice(_first, True)]  # whose block is the process
+_choice = _first  # the last of them
+
+
+def _choose(choices: list[_Choice]) -> None:
+    global _choices, _choice
+    _choices, _choice = choices, choices[-1].name
 
 
 class use_backend:
     """Choose the backend of `kernels.functional` and `kernels.layers` for the process, or for `with` blocks.
 
-    The choice holds from the call on, and to the end of the block if it heads one. It is no decorator.
+    The choice holds from the call on, and to the end of the block if it heads one. It is no decorator. All threads
+    share it, those of torch's backward pass too: of the blocks that are open in any of them, the last one holds.
 
     Args:
         name: "auto", "triton" or "torch". The environment variable CONVNETS_BACKEND gives the first choice.
@@ -75,20 +92,24 @@ class use_backend:
     """
 
     def __init__(self, name: str) -> None:
-        global _choice
         self._name = _checked(name, "backend")
-        self._previous = [_choice]
-        _choice = name
+        self._blocks: list[_Choice] = []
+        self._next: _Choice | None = _Choice(name)
+        with _changing:
+            _choose([*(_choices if _choices[-1].heads_block else _choices[:-1]), self._next])
 
     def __enter__(self) -> None:
-        global _choice
-        if not self._previous:  # a second block
-            self._previous.append(_choice)
-            _choice = self._name
+        choice, self._next = self._next or _Choice(self._name), None
+        choice.heads_block = True
+        self._blocks.append(choice)
+        with _changing:
+            _choose([*(other for other in _choices if other is not choice), choice])
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        global _choice
-        _choice = self._previous.pop()
+        with _changing:
+            place = _choices.index(self._blocks.pop())
+            later = [choice for choice in _choices[place + 1 :] if choice.heads_block]  # of other threads
+            _choose([*_choices[:place], *later])
 
 
 def uses_triton(x: Tensor) -> bool:

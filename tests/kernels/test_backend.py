@@ -45,6 +45,26 @@ def test_a_choice_can_head_two_blocks():
         assert backend.uses_triton(torch.zeros(1)) == backend.INTERPRETING
 
 
+def test_a_choice_without_a_block_ends_with_the_block_around_it():
+    choices = len(backend._choices)
+    with kernels.use_backend("torch"):
+        for name in ("triton", "torch", "auto"):
+            kernels.use_backend(name)
+            assert backend._choice == name
+        assert len(backend._choices) == choices + 2
+    assert backend._choice == "auto" and len(backend._choices) == choices
+
+
+def test_blocks_of_threads_that_overlap_leave_no_choice_behind():
+    first, second = kernels.use_backend("torch"), kernels.use_backend("triton")
+    first.__enter__(), second.__enter__()
+    assert backend._choice == "triton"
+    first.__exit__(None, None, None)
+    assert backend._choice == "triton"
+    second.__exit__(None, None, None)
+    assert backend._choice == "auto"
+
+
 def test_threads_may_launch_at_once(device, triton_only):
     x, weight = torch.randn(2, 3, 6, 6, device=device), torch.randn(4, 3, 3, 3, device=device)
     expected = functional.conv2d(x, weight)
