@@ -8,6 +8,7 @@ parts in it get graphs of their own.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,7 +90,8 @@ def convert(module: nn.Module, *, fold_batch_norm: bool = False) -> nn.Module:
     conversion.replace_layers()
     conversion.convert("", model)
     if not isinstance(model, (Converted, fx.GraphModule)) and not _stays_whole(model):
-        model.__class__ = converted_class(type(model))
+        with contextlib.suppress(TypeError):  # a class that refuses subclasses
+            model.__class__ = converted_class(type(model))
     model.report = conversion.report
     return model
 
@@ -154,9 +156,9 @@ class _Conversion:
             sources = {mode: self._run_passes(name, part, trace) for mode, trace in traces.items()}
             sources = {mode: source for mode, source in sources.items() if source is not None}
             if sources:
+                graphs = {mode: Graph(part, source) for mode, source in sources.items()}
                 part.__class__ = converted_class(type(part))
-                part._graphs = {mode: Graph(part, source) for mode, source in sources.items()}
-                part._folded = self.folds
+                vars(part).update(_graphs=graphs, _folded=self.folds)
             whole = {node.target for t in traces.values() for node in t.graph.nodes if node.op == "call_module"}
             if len(traces) < len(self._modes()) or optional_arguments(type(part)):
                 whole |= {child for child, _ in part.named_children()}
@@ -175,6 +177,7 @@ class _Conversion:
         whole, modes = part.training, [(layer, layer.training) for layer in part.modules()]
         for mode in self._modes():
             try:
+                converted_class(type(part))
                 for layer, was in modes:
                     layer.training = mode if was == whole else not mode
                 traces[mode] = Tracer(OURS).trace_part(part)
@@ -223,4 +226,6 @@ def _stays_whole(part: nn.Module) -> bool:
     kind = type(part)
     if kind in OURS:
         return True
-    return kind.__module__.startswith(("torch.nn.", "torch.ao.")) and not isinstance(part, (nn.Sequential, *CONTAINERS))
+    return kind.__module__.startswith(("torch.nn.", "torch.ao.", "torch.jit.")) and not isinstance(
+        part, (nn.Sequential, *CONTAINERS)
+    )

@@ -100,6 +100,8 @@ class Converted:
     own code, with nothing fused.
     """
 
+    _kind: type[nn.Module]
+
     def train(self, mode: bool = True) -> Any:
         if mode and self.__dict__.get("_folded"):
             raise RuntimeError("its batch norms were folded into its convolutions: this model is for evaluation only")
@@ -109,7 +111,7 @@ class Converted:
         """The class is made when it is needed, and functions made from text cannot be pickled."""
         graphs = self.__dict__.get("_graphs", {})
         sources = {mode: graph.source for mode, graph in graphs.items() if graph.stands(self.training)}
-        return _rebuild, (type(self).__mro__[2],), self.__dict__ | {"_graphs": sources}
+        return _rebuild, (self._kind,), self.__dict__ | {"_graphs": sources}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -121,7 +123,7 @@ class Converted:
         for part in model.modules():
             added: set[str] = set()
             if isinstance(part, Converted):
-                part.__class__, added = type(part).__mro__[2], {"report", "_graphs", "_folded"}
+                part.__class__, added = part._kind, {"report", "_graphs", "_folded"}
             elif type(part) in LAYERS.values() and "functional" in vars(part):  # and no layer that was ours before
                 part.__class__ = next(theirs for theirs, ours in LAYERS.items() if ours is type(part))
                 added = {"activation", "pool", "functional", "__module__"}
@@ -141,7 +143,8 @@ def converted_class(kind: type[nn.Module]) -> type:
                 return graph.run(self, *inputs)
         return kind.forward(self, *args, **kwargs)
 
-    return type(f"Converted{kind.__name__}", (Converted, kind), {"forward": forward, "__module__": kind.__module__})
+    names = {"forward": forward, "__module__": kind.__module__, "_kind": kind}
+    return type(f"Converted{kind.__name__}", (Converted, kind), names)
 
 
 def _rebuild(kind: type[nn.Module]) -> nn.Module:

@@ -96,7 +96,7 @@ class Trace:
         graph: its arguments are those without a default.
         kept: parts that the graph calls whole, and why.
         inlined: parts whose code the graph repeats, "" being the part itself.
-        tensors: arguments that must be tensors. The others may be numbers too.
+        tensors: arguments that must be tensors, as the code has asked. Others may be numbers too.
     """
 
     graph: fx.Graph
@@ -198,7 +198,8 @@ class Tracer(fx.Tracer):
         if self.is_leaf_module(m, name):
             result = super().call_module(m, forward, args, kwargs)
             several = isinstance(m, SEVERAL_OUTPUTS) or getattr(m, "return_indices", False)
-            result.node.meta["gives_tensor"] = not several
+            takes = [is_tensor(node) for node in result.node.all_input_nodes]
+            result.node.meta["gives_tensor"] = all(takes) if type(m) is nn.Identity else not several
             return result
         if name not in self.kept:
             last, stack = next(iter(reversed(self.graph.nodes)), None), copy.copy(self.module_stack)
@@ -247,9 +248,12 @@ class Tracer(fx.Tracer):
             if "isinstance" not in frame.f_globals:
                 frame.f_globals["isinstance"] = self._isinstance
                 asking.append(frame.f_globals)
-            lines = executed.lines.setdefault(frame.f_code, set())
+            caller, code = frame.f_back, frame.f_code
+            if caller is not None and code in caller.f_code.co_consts:  # a comprehension, in the text of its function
+                code = caller.f_code
+            lines = executed.lines.setdefault(code, set())
             try:
-                compared = names_compared_by_identity(frame.f_code)
+                compared = names_compared_by_identity(code)
             except ValueError as error:  # what is raised here would end the watch
                 executed.reasons.append(describe(error))
                 return None
@@ -287,8 +291,7 @@ class Tracer(fx.Tracer):
             return isinstance(value, kinds)
         if not is_tensor(value.node):
             raise ValueError("its code asks for the type of what it has computed")
-        if value.node.op == "placeholder":
-            self.tensors.add(value.node.target)
+        self.tensors |= {node.target for node in self.graph.nodes if node.op == "placeholder"}
         return issubclass(Tensor, kinds)
 
 

@@ -404,6 +404,67 @@ def test_lists_of_the_code_itself_grow_at_each_call(x):
         assert torch.equal(2 * converted(x), converted(x)) and len(kept) == 2
 
 
+def test_types_are_not_guessed(x):
+    """A layer may give a list, and an argument may be a number."""
+
+    class Passes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.several, self.same, self.conv = Several(), nn.Identity(), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x, factor):
+            parts = self.same(self.several(x))
+            scaled = factor * 2
+            x = self.conv(x * scaled if isinstance(scaled, Tensor) else x)
+            return F.relu(sum(parts) + x if isinstance(parts, list) else x)
+
+    class Several(nn.Module):
+        def forward(self, x):
+            return [x, x * 2] if x.size(0) > 1 else x
+
+    model = Passes().to(x.device)
+    converted = kernels.convert(model)
+    for images in (x, x[:1]):
+        for factor in (3, torch.tensor(3, device=x.device)):
+            torch.testing.assert_close(converted(images, factor), model(images, factor))
+    half = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), torch.jit.script(nn.ReLU())).to(x.device)
+    assert kernels.convert(half).report.fused == {"0": "Conv2d + ReLU"}
+
+
+class ListsLayers(nn.Module):
+    """Calls its layers in comprehensions, whose text begins in the middle of a line."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()) for _ in range(2))
+        self.names = []
+
+    def forward(self, x):
+        return torch.cat(
+            [layer(x) for layer in
+             self.layers], 1
+        )  # fmt: skip
+
+
+class ListsNames(ListsLayers):
+    def forward(self, x):
+        return sum(
+            [layer(x) * len([self.names.append("x"),
+             self.names]) * len(self.names) for layer in self.layers]
+        )  # fmt: skip
+
+
+def test_comprehensions_are_read(x):
+    model, names = ListsLayers().to(x.device), ListsNames().to(x.device)
+    converted = kernels.convert(model)
+    assert not converted.report.untraced and len(converted.report.fused) == 2
+    torch.testing.assert_close(converted(x), model(x))
+    converted = kernels.convert(names)
+    assert "uses 'append'" in converted.report.untraced[""] and not converted.names
+    for _ in range(2):
+        torch.testing.assert_close(converted(x), names(x))
+
+
 def test_a_slice_of_a_converted_sequential_is_one(x):
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.MaxPool2d([2, 2])).to(x.device)
     torch.testing.assert_close(kernels.convert(model)[:2](x), model[:2](x))
