@@ -54,7 +54,7 @@ class Report:
 
 
 def convert(module: nn.Module, *, fold_batch_norm: bool = False) -> nn.Module:
-    """A copy of `module` with its layers replaced by ours; the module itself is not changed.
+    """Copy `module`, with its layers replaced by ours; the module itself is not changed.
 
     Convolutions, transposed convolutions, linear, pooling and batch-norm layers are replaced, as are calls of
     torch.nn.functional by these names; tensors that we do not take, they leave to torch. What follows a convolution, a
@@ -178,6 +178,8 @@ class _Conversion:
         for mode in self._modes():
             try:
                 converted_class(type(part))
+                if self.folds and optional_arguments(type(part)):  # with which its code may go other ways
+                    raise ValueError("its forward has optional arguments")
                 for layer, was in modes:
                     layer.training = mode if was == whole else not mode
                 traces[mode] = Tracer(OURS).trace_part(part)

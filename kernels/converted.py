@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from kernels import layers
 from kernels.tracing import Trace, hooked, required_arguments
@@ -75,7 +76,13 @@ class Graph:
         for modules, number in self.children:
             if len(modules) != number:
                 return False
-        return not any(map(hooked, self.unhooked)) and all(part.training is training for part in self.inlined)
+        for layer in self.unhooked:
+            if hooked(layer):
+                return False
+        for part in self.inlined:
+            if part.training is not training:
+                return False
+        return not _has_any_global_hook()
 
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
         """Return the arguments that the graph takes; None if others are given, or arguments of another kind."""

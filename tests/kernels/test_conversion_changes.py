@@ -111,6 +111,34 @@ def test_changes_made_later_are_honoured(change, x):
     torch.testing.assert_close(torch.compile(converted, backend="eager")(x), model(x))
 
 
+def test_global_hooks_see_every_layer(x):
+    model = Net().to(x.device).eval()
+    converted = kernels.convert(model)
+    converted(x)
+    seen: list[str] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module._get_name()))
+    try:
+        converted(x)
+        ours = seen.copy()
+        seen.clear()
+        model(x)
+    finally:
+        handle.remove()
+    assert [name.removeprefix("Converted") for name in ours] == seen
+
+
+def test_folding_needs_code_that_goes_one_way(x):
+    class Scaled(nn.Sequential):
+        def forward(self, x, scale=None):
+            y = super().forward(x)
+            return y if scale is None else self[0](x) * scale
+
+    model = Scaled(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).to(x.device).eval()
+    layers.Conv2d(4, 4, 1).to(x.device)(x)
+    with pytest.raises(ValueError, match="fold_batch_norm=True, but .* its forward has optional arguments"):
+        kernels.convert(model, fold_batch_norm=True)
+
+
 def test_a_head_may_be_replaced_without_loss(x):
     """As in fine-tuning: what is not fused itself is called wherever it is."""
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Linear(6, 2)).to(x.device)
