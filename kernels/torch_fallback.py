@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import functional
 from kernels.layers.convolution import output_dtype
+
+CHECKING = ("kernels.checks", "kernels.functional", "kernels.shape", __name__)
 
 
 def _or_torch(name: str) -> Callable[..., Any]:
@@ -26,13 +29,24 @@ def _or_torch(name: str) -> Callable[..., Any]:
             return _in_steps(ours, *args, **kwargs)
         try:
             return ours(*args, **kwargs)
-        except (TypeError, ValueError):
-            pass
+        except (TypeError, ValueError) as error:
+            if kwargs.get("process_group") is not None or not _is_refusal(error):
+                raise
         return _in_steps(theirs, *args, **kwargs)
 
     call.__name__ = call.__qualname__ = name  # to be pickled by name
     call.__doc__ = f"`functional.{name}`, or what torch makes of arguments that it refuses."
     return call
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return True if `error` was raised where arguments are checked, and not by what a kernel does."""
+    if torch.compiler.is_compiling():  # no kernel runs
+        return True
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and at.tb_frame.f_globals["__name__"].startswith(CHECKING)
 
 
 def _is_addend(name: str, residual: Any, input: Any) -> bool:
@@ -44,7 +58,7 @@ def _is_addend(name: str, residual: Any, input: Any) -> bool:
 
 def _in_steps(
     function: Callable[..., Any], *args: Any, activation: str | None = None, residual: Any = None,
-    max_pool: dict[str, Any] | None = None, maxout: int = 1, **kwargs: Any,
+    max_pool: dict[str, Any] | None = None, maxout: int = 1, process_group: None = None, **kwargs: Any,
 ) -> Any:  # fmt: skip
     """Return what `function` makes of the other arguments, followed by what was to be fused into it."""
     y = function(*args, **kwargs)

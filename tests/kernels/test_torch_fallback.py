@@ -123,9 +123,30 @@ def test_errors_are_torchs_in_a_converted_model_and_ours_elsewhere(device):
         convert(nn.Conv2d(3, 4, 3).to(device))(x)
     with pytest.raises(ValueError, match="conv2d: input must have 3 channels"):
         layers.Conv2d(3, 4, 3).to(device)(x)
+    norm = convert(nn.BatchNorm2d(5).double().to(device))  # a dtype that neither takes for this input
+    with pytest.raises(RuntimeError, match="mixed dtype|scalar type|[Ee]xpected"):
+        norm(x)
+    with pytest.raises(TypeError, match="must be float32 for input float32, got float64"):
+        layers.BatchNorm2d(5).double().to(device)(x)
     own = kernels.convert(nn.Sequential(layers.Conv2d(3, 4, 3, activation="relu"))).to(device)
     with pytest.raises(ValueError, match="conv2d: input must have 3 channels"):
         own(x)
+
+
+def test_a_kernels_own_error_is_not_hidden(device, monkeypatch):
+    def fails(*_):
+        raise ValueError("no such tile")
+
+    model = convert(nn.Conv2d(3, 4, 3).to(device))
+    monkeypatch.setattr(kernels.ops, "convolution", fails)
+    with kernels.use_backend("triton"), pytest.raises(ValueError, match="no such tile"):
+        model(torch.randn(2, 3, 8, 8, device=device))
+
+
+def test_integers_can_be_compiled():
+    model = convert(nn.MaxPool2d(2))
+    x = torch.randint(0, 9, (1, 2, 4, 4), dtype=torch.uint8)
+    assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(x), F.max_pool2d(x, 2))
 
 
 def test_layers_with_parts_are_named():
