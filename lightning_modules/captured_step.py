@@ -50,7 +50,7 @@ class CapturedLoss:
         self._graph = graph
         self._parameters = dict(module.named_parameters())
         self._buffers = dict(module.named_buffers())
-        self._modules = list(module.modules())
+        self._modules = dict(module.named_modules())
         self._inputs: list[Tensor] = []
         self._shapes: Any = None  # of the captured batch
         self._graphs: tuple[Graph, ...] = ()  # forward and backward
@@ -88,10 +88,21 @@ class CapturedLoss:
         return [each if each is None else each.detach() for each in gradients]
 
     def _constants_now(self) -> list[object]:
-        """Return what a graph holds for good, besides shapes."""
+        """Return what a graph holds for good, besides shapes.
+
+        Raises:
+            ValueError: a parameter is another one than when training started, which the optimizer does not know.
+        """
+        for prefix, module in self._modules.items():
+            for name, parameter in module._parameters.items():
+                known = self._parameters.get(f"{prefix}.{name}" if prefix else name, parameter)
+                if known is not parameter:
+                    raise ValueError(
+                        f"{OPTION} needs the parameters that training started with: {prefix}.{name} is new"
+                    )
         tensors = (*self._parameters.values(), *self._buffers.values())
         constants: list[object] = [(each.data_ptr(), each.requires_grad) for each in tensors]
-        constants += [each.training for each in self._modules]
+        constants += [each.training for each in self._modules.values()]
         return constants + [bool(each._backward_hooks) for each in self._parameters.values()]
 
     def _capture(self, inputs: Sequence[Tensor]) -> None:
@@ -134,7 +145,7 @@ class CapturedLoss:
         Raises:
             ValueError: they differ, or a replay would repeat random numbers.
         """
-        state, draws = self._state(), host_draws(self._device)
+        state, draws, numbers = self._state(), host_draws(self._device), self._numbers()
         self._loss_gradient.fill_(1)
 
         def results(forward: Callable[[], list[Tensor]], backward: Callable[[], Results]) -> dict[str, Tensor | None]:
@@ -150,8 +161,14 @@ class CapturedLoss:
             expected = results(self._run_forward, self._run_backward)
             if host_draws(self._device) != draws:
                 raise ValueError(f"{OPTION} needs a network that draws its random numbers on the GPU, not on the CPU")
+            changed = [name for name, number in self._numbers().items() if number != numbers.get(name)]
             name = difference(expected, results(self.forward, lambda: self.backward(self._loss_gradient)))
             if name is not None:
+                if changed:
+                    raise ValueError(
+                        f"{OPTION} is wrong for a network that counts in Python: {name} differs between replay "
+                        f"and step, which changes {changed[0]}; a graph can change a buffer"
+                    )
                 if difference(expected, results(self._run_forward, self._run_backward)) is not None:
                     advice = "which is not deterministic: use --trainer.deterministic true"
                     raise ValueError(f"{OPTION} cannot be checked: {name} differs between replay and step, {advice}")
@@ -159,6 +176,15 @@ class CapturedLoss:
         finally:
             self._set_state(state)
         self._unchecked -= 1
+
+    def _numbers(self) -> dict[str, float]:
+        """Return the numbers that modules hold in Python, by name."""
+        return {
+            f"{prefix}.{name}": value
+            for prefix, module in self._modules.items()
+            for name, value in vars(module).items()
+            if isinstance(value, int | float)
+        }
 
     def _state(self) -> State:
         """Return what a step changes besides gradients: buffers and random number generators."""

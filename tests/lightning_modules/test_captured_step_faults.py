@@ -100,17 +100,21 @@ class Odd(Small):
     def __init__(self, way: str) -> None:
         super().__init__()
         self.way, self.calls = way, 0
+        self.factors = iter(range(1, 100))
 
     def forward(self, images: Tensor) -> Tensor:
-        self.calls += 1
-        return super().forward(images) * (self.calls if self.way == "counts" else random.random())
+        if self.way == "counts":
+            self.calls += 1
+            return super().forward(images) * self.calls
+        return super().forward(images) * (next(self.factors) if "not" in self.way else random.random())
 
 
 @pytest.mark.parametrize(
     ("way", "says"),
     [
         ("draws on the CPU", "needs a network that draws its random numbers on the GPU, not on the CPU"),
-        ("counts", "which is not deterministic: use --trainer.deterministic true"),
+        ("counts", "counts in Python: output 0 differs between replay and step, which changes network.calls; a graph"),
+        ("is not deterministic", "which is not deterministic: use --trainer.deterministic true"),
     ],
 )
 def test_networks_that_no_graph_holds_are_refused_before_the_first_step(tmp_path, graph, way, says):
@@ -190,3 +194,17 @@ class Hooks(pl.Callback):
 def test_hooks_that_come_later_are_refused(tmp_path, graph, epoch):
     with pytest.raises(ValueError, match="needs parameters without hooks, got one on network.norm.weight$"):
         run(tmp_path, graph, callbacks=[Hooks(epoch)])
+
+
+class Replaces(pl.Callback):
+    """Puts in another parameter in the second epoch."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            pl_module.network.scores.weight = torch.nn.Parameter(pl_module.network.scores.weight.detach().clone())
+
+
+def test_a_parameter_that_is_replaced_is_refused(tmp_path, graph):
+    says = "^--cuda_graph true needs the parameters that training started with: network.scores.weight is new$"
+    with pytest.raises(ValueError, match=says):
+        run(tmp_path, graph, callbacks=[Replaces()])
