@@ -236,6 +236,8 @@ class ConvnetsCLI(LightningCLI):
                     reason = f"{type(error).__name__}: {error}"
                     raise ValueError(f"checkpoint {self.checkpoint} cannot be resumed from: {reason}") from error
                 raise
+            if not self.trainer.num_training_batches:
+                raise ValueError("--data has no batches to train on")
         self.training_seconds = time.perf_counter() - started
         self.training_launches = launch_count() - launched
 

@@ -70,7 +70,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"convnets: error: the processes cannot meet at MASTER_ADDR and MASTER_PORT: {text}", OF_USER
     is_stated = _is_a(error, STATED) or (isinstance(error, RuntimeError) and _package(innermost) == "lightning")
     is_ours = _package(innermost) in OURS
-    option = option_of(frames) if is_of_library or not (is_stated or is_ours) else None
+    until = ("lightning",) if is_stated else ("lightning", *OURS)  # what is not stated may be a fault of ours
+    option = option_of(frames, until) if is_of_library or not (is_stated or is_ours) else None
     if not is_stated or (option and not text):
         text = ": ".join(filter(None, (type(error).__name__, text)))
     if is_stated or option:
@@ -78,11 +79,12 @@ def explain(error: Exception) -> tuple[str, int]:
     return f"convnets: unexpected error: {text} ({DEBUG}=1 shows where)", UNEXPECTED
 
 
-def option_of(frames: list[FrameType]) -> str | None:
+def option_of(frames: list[FrameType], until: tuple[str, ...]) -> str | None:
     """Return the option whose object has raised an error, and its class; None if no such object has.
 
     Args:
         frames: of the error's traceback, the innermost last.
+        until: packages whose code is not of such an object: what has called it is not to blame.
     """
     for frame in reversed(frames):
         made = frame.f_locals.get("self")
@@ -90,7 +92,7 @@ def option_of(frames: list[FrameType]) -> str | None:
         option = next((option for name, option in OPTIONS.items() if name in names), None)
         if option and NOT_AN_OPTION not in names:
             return f"{option} ({type(made).__name__})"
-        if _package(frame) in (*OURS, "lightning"):
+        if _package(frame) in until:
             break
     return None
 

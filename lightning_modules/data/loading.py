@@ -35,7 +35,7 @@ def loader(
         seed: of the order and of augmentation, on top of the seed of torch's generator when the loader is made.
 
     Raises:
-        ValueError: a size is not positive, or the number of workers or the seed negative.
+        ValueError: a size is not positive, the number of workers or the seed negative, or the data set empty.
     """
     if batch_size < 1 or num_workers < 0 or seed < 0:
         raise ValueError(
@@ -43,6 +43,8 @@ def loader(
             f"got {batch_size}, {num_workers} and {seed}"
         )
     batches = Batches(dataset, batch_size, shuffle, seed)
+    if not batches.samples:
+        raise ValueError(f"the {'training' if shuffle else 'evaluation'} split of the data has no samples")
     return ResumableLoader(
         batches,
         batch_size=None,  # an item is a batch

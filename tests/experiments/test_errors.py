@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from experiments import __main__ as command
 from experiments.errors import explain, in_one_line
@@ -112,6 +113,19 @@ def test_no_gpu(digits, nothing_left):
 def test_nothing_to_evaluate(digits, command, split):
     limit = f"--trainer.limit_{split}_batches"
     assert digits(command, f"{limit}=0").error == f"{command} was given no batches: raise {limit}"
+
+
+def test_nothing_to_train_on(digits, monkeypatch, nothing_left):
+    """With a loader of torch's."""
+    empty = DataLoader(TensorDataset(torch.zeros(0, 1, 12, 12), torch.zeros(0, dtype=torch.long)))
+    monkeypatch.setattr(DigitsDataModule, "train_dataloader", lambda _: empty)
+    assert digits("fit").error == "--data has no batches to train on"
+
+
+def test_an_error_of_a_library_names_the_option(digits, monkeypatch, nothing_left):
+    """Also where the code between them is ours."""
+    monkeypatch.setattr("lightning_modules.data.digits.EVALUATED", 1700)
+    assert digits("fit").error.startswith("--data (DigitsDataModule): test_size=1700 should be")
 
 
 def test_a_cluster_that_is_described_wrong(digits, monkeypatch):

@@ -99,3 +99,9 @@ def test_sizes_are_checked():
     for option in ({"batch_size": 0}, {"num_workers": -1}, {"seed": -1}):
         with pytest.raises(ValueError, match=r"batch_size must be positive.*got .*(0|-1)"):
             loader(Noisy(), **{"batch_size": 1, **option})
+
+
+def test_a_split_without_samples_is_refused():
+    for shuffle, split in ((True, "training"), (False, "evaluation")):
+        with pytest.raises(ValueError, match=f"the {split} split of the data has no samples"):
+            loader(TensorDataset(torch.zeros(0, 1)), 4, shuffle=shuffle)
