@@ -27,6 +27,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from threadpoolctl import threadpool_limits
 
 import kernels
@@ -275,7 +276,8 @@ class ConvnetsCLI(LightningCLI):
             self._say(f"CUDA graphs: {capture.replays}")
         boards = [logger for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
         checkpoints = self.trainer.checkpoint_callback
-        if isinstance(checkpoints, ModelCheckpoint) and Path(checkpoints.best_model_path).is_file():
+        tests = is_overridden("test_step", self.model)
+        if isinstance(checkpoints, ModelCheckpoint) and Path(checkpoints.best_model_path).is_file() and tests:
             if checkpoints.best_model_score is not None:
                 for board in boards:
                     board.log_metrics({BEST: float(checkpoints.best_model_score)}, step=self.trainer.global_step)

@@ -74,6 +74,9 @@ def read_config(path: str) -> dict[str, Any]:
         raise ValueError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"--config {path} must hold a mapping of keys to values, got {type(config).__name__}")
+    trainer = config.get("trainer", {})
+    if not isinstance(trainer, dict | str):  # or the name of a file
+        raise ValueError(f"--config {path}: trainer must be a mapping of keys to values, got {trainer!r}")
     return config
 
 

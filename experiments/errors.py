@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 import sys
+import sysconfig
 import traceback
 from types import FrameType
 from typing import Any
@@ -65,7 +66,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"convnets: error: not enough memory{wanted}: use smaller images, batches or networks", OF_USER
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     innermost = frames[-1]
-    is_of_library = "site-packages" in innermost.f_code.co_filename
+    file = innermost.f_code.co_filename
+    is_of_library = "site-packages" in file or file.startswith(("<frozen ", sysconfig.get_path("stdlib")))
     if _is_a(error, ("DistNetworkError", "DistStoreError")):
         return f"convnets: error: the processes cannot meet at MASTER_ADDR and MASTER_PORT: {text}", OF_USER
     is_stated = _is_a(error, STATED) or (isinstance(error, RuntimeError) and _package(innermost) == "lightning")
@@ -115,6 +117,8 @@ def in_one_line(message: str) -> str:
     """Return a message without line breaks, a traceback, and what jsonargparse tells of other types it has tried."""
     worker = re.match(r"Caught \w+ in DataLoader worker.*^\w+: (.*)", message, re.DOTALL | re.MULTILINE)
     message = worker[1] if worker else message  # without the worker's traceback
+    no_path = r"Subtypes: \[<class '([\w.]+)'>, <class 'NoneType'>\]\s+Errors:\s+- Expected a dot import path.*"
+    message = re.sub(no_path, r"Expected the class path of a \1", message)
     noise = re.compile(
         r"Does not validate against|Subtypes: |Errors:|Expected a <class 'NoneType'>|Given value type: "
         r"|Given value: (Namespace|NestedArg)?[\[(]|Not a valid subclass|Subclass types expect|a class path \("

@@ -1,6 +1,7 @@
 """Where a run writes: its directory, which a resumed run goes on in and a failed one leaves as it was."""
 
 import csv
+import io
 import pydoc
 import shutil
 from collections.abc import Iterator
@@ -106,15 +107,29 @@ def resume_in_place(trainer: Namespace, checkpoint: Path, step: int) -> bool:
 
 
 def keep_metrics(trainer: pl.Trainer, step: int) -> None:
-    """Have the loggers of a resumed run keep what their tables had before the checkpoint, which Lightning deletes."""
+    """Have the tables of a resumed run's loggers keep what is from before the checkpoint: Lightning deletes them.
+
+    Raises:
+        OSError: a table cannot be written; it is left as it was.
+    """
     for logger in trainer.loggers:
         table = Path(logger.log_dir or "", "metrics.csv")
-        if isinstance(logger, CSVLogger) and trainer.is_global_zero and table.is_file():
-            with table.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
-            kept: Any = [{name: value for name, value in row.items() if value} for row in rows]
-            logger.experiment.metrics = kept
-            logger.experiment.save()
+        if not (isinstance(logger, CSVLogger) and trainer.is_global_zero and table.is_file()):
+            continue
+        aside = table.rename(table.with_name(".metrics.csv"))
+        try:
+            writer = logger.experiment
+        finally:
+            aside.rename(table)
+        with table.open(newline="") as file:
+            reader = csv.DictReader(file)
+            writer.metrics_keys = list(reader.fieldnames or ())
+            rows = [row for row in reader if int(row["step"]) < step]
+        kept = io.StringIO(newline="")
+        columns = csv.DictWriter(kept, writer.metrics_keys)
+        columns.writeheader()
+        columns.writerows(rows)
+        replace(table, kept.getvalue())
 
 
 @contextmanager

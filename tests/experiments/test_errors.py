@@ -59,6 +59,12 @@ def checkpoint(digits, tmp_path) -> Path:
         pytest.param(["--model.network.classes=3"], "the data have 10 classes, but the network only 3", id="classes"),
         pytest.param(["--data.image_size=1000000"], "not enough memory (7188000000000000 bytes at once)", id="memory"),
         pytest.param(["--data.image_size=1000000000000"], "not enough memory", id="more than can be counted"),
+        pytest.param(
+            ["--data=Nothing"], "Expected the class path of a lightning.pytorch.core.datamodule.Light", id="data"
+        ),
+        pytest.param(
+            ["--trainer.logger.save_dir=/dev/null"], "--trainer.logger (TolerantTensorBoardLogger): ", id="logs"
+        ),
         pytest.param(["--compile=nothing"], "--compile must be one of true, false, eager", id="compiler"),
         pytest.param(
             ["--cuda_graph=true"], "--cuda_graph true needs a GPU, got --trainer.accelerator cpu\n", id="graph"
@@ -144,6 +150,7 @@ def test_unknown_command(convnets):
         pytest.param("trainer: {max_epoch: 3}", "'trainer.max_epoch' (did you mean trainer.max_epochs", id="misspelt"),
         pytest.param("trainer: [3", "bad.yaml is not YAML", id="broken"),
         pytest.param("3", "bad.yaml must hold a mapping", id="no mapping"),
+        pytest.param("trainer: 3", "trainer must be a mapping of keys to values, got 3", id="no mapping in it"),
         pytest.param("trainer: {max_epochs: 3, max_epochs: 4}", "the key max_epochs twice", id="twice"),
     ],
 )

@@ -154,6 +154,12 @@ def test_from_the_weights_of_a_checkpoint_a_run_starts_anew(digits, run):
     assert digits("fit", "--ckpt_path=last", "--trainer.max_epochs=2", "--model.optimizer.lr=0.003").code == 0
 
 
+def test_a_module_without_a_test_is_only_trained(digits, monkeypatch):
+    monkeypatch.delattr(Classifier, "test_step")
+    outcome = digits("fit", "--trainer.max_epochs=1")
+    assert outcome.code == 0 and not figures(outcome.out)
+
+
 def test_a_table_of_metrics_goes_on(digits):
     """Without what came after the checkpoint, and without what a failing resume would have taken from it."""
     assert digits("fit", *CSV, "--trainer.max_epochs=1").code == 0
