@@ -174,8 +174,8 @@ def test_a_lazy_layer_must_have_been_called(backend, device):
     x, lazy = torch.ones(2, 3, 8, 8, device=device), torch.nn.LazyConv2d(4, 3, device=device)
     for name, call in {
         "weight": lambda: functional.conv2d(x, lazy.weight),
-        "bias": lambda: functional.conv2d(x, torch.ones(4, 3, 3, 3), lazy.bias),
-        "residual": lambda: functional.conv2d(x, torch.ones(4, 3, 3, 3), residual=lazy.weight),
+        "bias": lambda: functional.conv2d(x, torch.ones(4, 3, 3, 3, device=device), lazy.bias),
+        "residual": lambda: functional.conv2d(x, torch.ones(4, 3, 3, 3, device=device), residual=lazy.weight),
         "input": lambda: functional.max_pool2d(lazy.weight, 2),
         "linear: weight": lambda: functional.linear(x, torch.nn.LazyLinear(4).weight),
         "running_mean": lambda: functional.batch_norm(x, torch.nn.LazyBatchNorm2d().running_mean, torch.ones(3)),

@@ -1,5 +1,6 @@
 """Batch normalisation: values, gradients and running statistics as exact as torch's, in every layout and dtype."""
 
+import random
 from dataclasses import dataclass
 
 import pytest
@@ -192,6 +193,20 @@ def test_an_outlier_takes_no_digits_from_the_others(outlier, splits, dtype, devi
     problem = Problem((10, 2, 40, 40), mean=0.1, spread=1e-3, outlier=outlier)
     with use_tile(Tile(256, 4, 1, splits=splits)):
         check(problem, dtype, True, device)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_is_as_exact_for_large_means_outliers_and_few_positions(seed, device, triton_only):
+    chance = random.Random(seed)
+    size = chance.choice([(), (chance.randint(1, 9),), (4, 4), (24, 24), (1, 2, 3)])
+    problem = Problem(
+        (chance.randint(2, 6), chance.choice([1, 3, 48]), *size),
+        relu=chance.random() < 0.5,
+        mean=chance.choice([0.0, chance.uniform(-1, 1), 10 ** chance.uniform(0, 4), -(10 ** chance.uniform(0, 4))]),
+        spread=10 ** chance.uniform(-2, 2),
+        outlier=chance.choice([0.0, 10 ** chance.uniform(0, 4), -(10 ** chance.uniform(0, 4))]),
+    )
+    check(problem, torch.float32, True, device)
 
 
 @MODES
