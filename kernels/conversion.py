@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +20,12 @@ from torch.nn.utils import parametrize
 
 from kernels import layers, torch_fallback
 from kernels.checks import DTYPES
-from kernels.converted import LAYERS, Converted, Graph, Source, converted_class, optional_arguments
+from kernels.converted import LAYERS, Converted, Graph, Source, converted_class
 from kernels.fusion import CONVOLUTIONS, HEADS, Passes
-from kernels.tracing import Trace, Tracer, describe
+from kernels.tracing import Trace, Tracer, arguments_of, describe
 
 OURS = tuple(getattr(layers, name) for name in layers.__all__)
+MOST_OPTIONAL = 4
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 OWN = ("forward", "_conv_forward", "activation", "pool")  # what a layer of torch has from its class, or not at all
 
@@ -153,14 +155,13 @@ class _Conversion:
             children = {}
         elif not isinstance(part, CONTAINERS):
             traces = self._trace(name, part)
-            sources = {mode: self._run_passes(name, part, trace) for mode, trace in traces.items()}
-            sources = {mode: source for mode, source in sources.items() if source is not None}
-            if sources:
-                graphs = {mode: Graph(part, source) for mode, source in sources.items()}
+            sources = {key: self._run_passes(name, part, trace) for key, trace in traces.items()}
+            graphs = {key: Graph(part, source) for key, source in sources.items() if source is not None}
+            if graphs:
                 part.__class__ = converted_class(type(part))
                 vars(part).update(_graphs=graphs, _folded=self.folds)
             whole = {node.target for t in traces.values() for node in t.graph.nodes if node.op == "call_module"}
-            if len(traces) < len(self._modes()) or optional_arguments(type(part)):
+            if any((mode, ()) not in traces for mode in self._modes()) or _optional_arguments(type(part)):
                 whole |= {child for child, _ in part.named_children()}
             children = {f"{name}.{child}".lstrip("."): part.get_submodule(child) for child in sorted(whole)}
             if not children and not traces:
@@ -171,26 +172,32 @@ class _Conversion:
     def _modes(self) -> tuple[bool, ...]:
         return (False,) if self.folds else (True, False)
 
-    def _trace(self, name: str, part: nn.Module) -> dict[bool, Trace]:
-        """Return the traces of `part` in training (True) and evaluation, as far as there are any."""
+    def _trace(self, name: str, part: nn.Module) -> dict[tuple[bool, tuple[str, ...]], Trace]:
+        """Return traces of `part` by mode, training (True) or evaluation, and by arguments that are not left out."""
         traces = {}
         whole, modes = part.training, [(layer, layer.training) for layer in part.modules()]
-        for mode in self._modes():
+        for mode, given in itertools.product(self._modes(), self._choices(type(part))):
             try:
                 converted_class(type(part))
-                if self.folds and optional_arguments(type(part)):  # with which its code may go other ways
+                if self.folds and arguments_of(type(part))[1]:  # with which its code may go other ways
                     raise ValueError("its forward has optional arguments")
                 for layer, was in modes:
                     layer.training = mode if was == whole else not mode
-                traces[mode] = Tracer(OURS).trace_part(part)
+                traces[mode, given] = Tracer(OURS, given).trace_part(part)
             except Exception as error:  # tracing runs the model's own code, which may raise anything
-                self.report.untraced[name] = f"torch.fx cannot trace it: {describe(error)}"
+                if not given:
+                    self.report.untraced[name] = f"torch.fx cannot trace it: {describe(error)}"
                 if self.folds and not name:
                     raise ValueError(f"convert: fold_batch_norm=True, but {self.report.untraced[name]}") from error
             finally:
                 for layer, was in modes:
                     layer.training = was
         return traces
+
+    def _choices(self, kind: type[nn.Module]) -> list[tuple[str, ...]]:
+        """Return which arguments with a default to trace as given: none, each by itself, and all."""
+        optional = _optional_arguments(kind)
+        return list(dict.fromkeys([(), *((name,) for name in optional), optional]))
 
     def _run_passes(self, name: str, part: nn.Module, trace: Trace) -> Source | None:
         """Return the source of the trace with what can be fused fused; None where nothing was there to do."""
@@ -221,6 +228,15 @@ class _Conversion:
         elif kinds:
             reason = f", a subclass of {kinds[0]} with its own code"
         self.report.left[name] = f"{type(layer).__name__} has no equivalent{reason}"
+
+
+def _optional_arguments(kind: type[nn.Module]) -> tuple[str, ...]:
+    """Return the names of the arguments with a default of a class's forward, if there are few enough to try."""
+    try:
+        names = tuple(arguments_of(kind)[1])
+    except ValueError:  # cannot be traced
+        return ()
+    return names if len(names) <= MOST_OPTIONAL else ()
 
 
 def _stays_whole(part: nn.Module) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from kernels import layers
-from kernels.tracing import Trace, hooked, required_arguments
+from kernels.tracing import Trace, arguments_of, hooked
 
 LAYERS = {getattr(nn, name): getattr(layers, name) for name in layers.__all__ if hasattr(nn, name)}
 
@@ -27,7 +26,8 @@ class Source:
     Attributes:
         code: of a function, as torch.fx writes it.
         objects, modules: what the code calls by which names.
-        tensors: arguments that must be tensors.
+        tensors: True if its arguments must be tensors.
+        given: arguments with a default that it takes nevertheless.
         inlined: parts whose code it repeats.
         merged: layers whose call is another one's, or does more than the layer.
     """
@@ -35,7 +35,8 @@ class Source:
     code: str
     objects: dict[str, Any]
     modules: dict[str, str]
-    tensors: set[str]
+    tensors: bool
+    given: tuple[str, ...]
     inlined: list[str]
     merged: set[str]
 
@@ -44,7 +45,7 @@ class Source:
         written = trace.graph.python_code("self")
         modules = {name: value.__name__ for name, value in written.globals.items() if isinstance(value, ModuleType)}
         objects = {name: value for name, value in written.globals.items() if name not in modules}
-        return Source(written.src, objects, modules, trace.tensors, trace.inlined, merged)
+        return Source(written.src, objects, modules, trace.tensors, trace.given, trace.inlined, merged)
 
     def compile(self) -> Callable[..., Any]:
         scope = self.objects | {name: importlib.import_module(module) for name, module in self.modules.items()}
@@ -57,9 +58,6 @@ class Graph:
 
     def __init__(self, part: nn.Module, source: Source) -> None:
         self.run, self.source = source.compile(), source
-        self.names = required_arguments(type(part))
-        self.defaults = optional_arguments(type(part))
-        self.types = [Tensor if name in source.tensors else (Tensor, int, float) for name in self.names]
         self.inlined = [part.get_submodule(name) for name in source.inlined]
         self.unhooked = [*self.inlined[1:], *(part.get_submodule(name) for name in sorted(source.merged))]
         self.places = [
@@ -84,24 +82,47 @@ class Graph:
                 return False
         return not _has_any_global_hook()
 
-    def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
-        """Return the arguments that the graph takes; None if others are given, or arguments of another kind."""
-        inputs = list(args[: len(self.names)])
-        if kwargs or len(args) != len(self.names):
-            given = dict(zip((*self.names, *self.defaults), args, strict=False)) | kwargs
-            if len(given) != len(args) + len(kwargs) or any(name not in given for name in self.names):
-                return None
-            inputs = [given.pop(name) for name in self.names]
-            if any(name not in self.defaults or value is not self.defaults[name] for name, value in given.items()):
-                return None
-        for value, kind in zip(inputs, self.types, strict=True):
-            if not isinstance(value, kind) or value.__class__ is bool:
-                return None
-        return inputs
+    def takes(self, inputs: Sequence[Any]) -> bool:
+        """Return True if the graph was traced for such arguments, of which none may be None or decide anything."""
+        for value in inputs:
+            if isinstance(value, Tensor):
+                continue
+            several = isinstance(value, list | tuple) and all(isinstance(each, Tensor) for each in value)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if self.source.tensors or not (several or number):
+                return False
+        return True
+
+
+class Arguments:
+    """The arguments of a class's forward."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        try:
+            self.required, self.optional = arguments_of(kind)
+        except ValueError:  # no graph
+            self.required, self.optional = [], {}
+
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[str, ...], Sequence[Any]] | None:
+        """Return which arguments with a default have another value, and the values of these and of the required ones.
+
+        Returns:
+            None for what is no call of the function.
+        """
+        if not kwargs and len(args) == len(self.required):
+            return (), args
+        values = dict(zip((*self.required, *self.optional), args, strict=False)) | kwargs
+        if len(values) != len(args) + len(kwargs) or not values.keys() <= {*self.required, *self.optional}:
+            return None
+        given = tuple(name for name, default in self.optional.items() if values.get(name, default) is not default)
+        names = (*self.required, *given)
+        return (given, [values[name] for name in names]) if values.keys() >= {*names} else None
 
 
 class Converted:
-    """What a traced part of a model becomes besides its own class: its forward is the code of a graph for each mode.
+    """What a traced part of a model becomes besides its own class: its forward is the code of a graph.
+
+    There is one for training and one for evaluation, and for each choice of arguments with a default that are given.
 
     Where the graph does not stand for what the part has become since, or for the arguments of a call, the part runs its
     own code, with nothing fused.
@@ -117,12 +138,12 @@ class Converted:
     def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
         """The class is made when it is needed, and functions made from text cannot be pickled."""
         graphs = self.__dict__.get("_graphs", {})
-        sources = {mode: graph.source for mode, graph in graphs.items() if graph.stands(self.training)}
+        sources = {key: graph.source for key, graph in graphs.items() if graph.stands(self.training)}
         return _rebuild, (self._kind,), self.__dict__ | {"_graphs": sources}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._graphs = {mode: Graph(self, source) for mode, source in self._graphs.items()}
+        self._graphs = {key: Graph(self, source) for key, source in self._graphs.items()}
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Return a copy on torch's own layers for torch.jit.script, which cannot compile ours."""
@@ -141,15 +162,19 @@ class Converted:
 
 @functools.cache
 def converted_class(kind: type[nn.Module]) -> type:
+    arguments = Arguments(kind)
+
     @functools.wraps(kind.forward)  # for whoever asks for its arguments
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        graph = self.__dict__.get("_graphs", {}).get(self.training)  # a slice of a Sequential has none
-        if graph is not None and graph.stands(self.training):
-            inputs = graph.inputs(args, kwargs)
-            if inputs is not None:
-                return graph.run(self, *inputs)
+        graphs = self.__dict__.get("_graphs")  # a slice of a Sequential has none
+        call = arguments.given(args, kwargs) if graphs else None
+        if call is not None:
+            graph = graphs.get((self.training, call[0]))
+            if graph is not None and graph.takes(call[1]) and graph.stands(self.training):
+                return graph.run(self, *call[1])
         return kind.forward(self, *args, **kwargs)
 
+    forward.__code__ = forward.__code__.replace()  # torch.compile counts what it compiles for one code, up to a limit
     names = {"forward": forward, "__module__": kind.__module__, "_kind": kind}
     return type(f"Converted{kind.__name__}", (Converted, kind), names)
 
@@ -157,9 +182,3 @@ def converted_class(kind: type[nn.Module]) -> type:
 def _rebuild(kind: type[nn.Module]) -> nn.Module:
     converted = converted_class(kind)
     return converted.__new__(converted)
-
-
-def optional_arguments(kind: type[nn.Module]) -> dict[str, Any]:
-    """Return the arguments of a class's forward that have a default, with that."""
-    parameters = inspect.signature(kind.forward).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}

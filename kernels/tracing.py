@@ -43,8 +43,6 @@ class StandIn(fx.Proxy):
     """A value in a trace, which records what is done to it in place as such."""
 
     def __getattr__(self, name: str) -> fx.proxy.Attribute:
-        if is_tensor(self.node) and not hasattr(Tensor, name):
-            raise AttributeError(f"'Tensor' object has no attribute {name!r}")
         return _Attribute(self, name)
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -93,16 +91,18 @@ class Trace:
     """A part of a model as a graph.
 
     Attributes:
-        graph: its arguments are those without a default.
+        graph: its arguments are those without a default, and those that were `given`.
         kept: parts that the graph calls whole, and why.
         inlined: parts whose code the graph repeats, "" being the part itself.
-        tensors: arguments that must be tensors, as the code has asked. Others may be numbers too.
+        tensors: True if the arguments must be tensors, as the code has asked; else numbers and lists of tensors do too.
+        given: arguments with a default that are not left to it.
     """
 
     graph: fx.Graph
     kept: dict[str, str]
     inlined: list[str]
-    tensors: set[str]
+    tensors: bool
+    given: tuple[str, ...]
 
 
 @dataclass
@@ -127,9 +127,9 @@ class Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, leaves: tuple[type, ...]) -> None:
+    def __init__(self, leaves: tuple[type, ...], given: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.leaves = leaves
+        self.leaves, self.given = leaves, given
 
     def trace_part(self, root: nn.Module) -> Trace:
         """Return the trace of `root`.
@@ -139,7 +139,7 @@ class Tracer(fx.Tracer):
                 not do.
         """
         self.kept: dict[str, str] = {}
-        self.inlined, self.tensors = [""], set[str]()
+        self.inlined, self.tensors = [""], False
         self.state = {id(tensor): name for name, tensor in [*root.named_parameters(), *root.named_buffers()]}
         self.state_proxies: dict[int, fx.Proxy] = {}
         self.attributes = _Attributes(root)
@@ -158,11 +158,14 @@ class Tracer(fx.Tracer):
         finally:
             self.attributes.restore()
             random.setstate(dice)
-        return Trace(graph, self.kept, self.inlined, self.tensors)
+        return Trace(graph, self.kept, self.inlined, self.tensors, self.given)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        names = required_arguments(type(self.root))
-        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
+        required, optional = arguments_of(type(self.root))
+        args: list[Any] = [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in required)]
+        for name, default in optional.items():
+            args.append(self.create_proxy("placeholder", name, (), {}) if name in self.given else default)
+        return root_fn, args
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return StandIn(node, self)
@@ -291,7 +294,7 @@ class Tracer(fx.Tracer):
             return isinstance(value, kinds)
         if not is_tensor(value.node):
             raise ValueError("its code asks for the type of what it has computed")
-        self.tensors |= {node.target for node in self.graph.nodes if node.op == "placeholder"}
+        self.tensors = True
         return issubclass(Tensor, kinds)
 
 
@@ -346,8 +349,8 @@ def describe(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def required_arguments(kind: type[nn.Module]) -> list[str]:
-    """Return the names of the arguments without a default of a class's forward.
+def arguments_of(kind: type[nn.Module]) -> tuple[list[str], dict[str, Any]]:
+    """Return the arguments of a class's forward: the names of those without a default, and the others with theirs.
 
     Raises:
         ValueError: it takes a list of arguments, or some by name only.
@@ -356,9 +359,10 @@ def required_arguments(kind: type[nn.Module]) -> list[str]:
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ValueError(f"its argument {parameter.name!r} is a list of arguments")
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+        if parameter.kind is parameter.KEYWORD_ONLY:
             raise ValueError(f"its argument {parameter.name!r} is given by name only")
-    return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    return required, {parameter.name: parameter.default for parameter in parameters[len(required) :]}
 
 
 def _modes() -> tuple[bool, ...]:

@@ -199,3 +199,12 @@ def test_a_copy_of_a_changed_model_stays_changed(x):
     converted[1] = nn.Tanh()
     for twin in (copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
         torch.testing.assert_close(twin(x), F.tanh(model[0](x)))
+
+
+def test_many_classes_can_be_compiled(x):
+    """torch.compile gives up on a function after eight versions, and these would share one."""
+    for number in range(9):
+        net = type(f"Net{number}", (Net,), {"forward": lambda self, image: self.head(image) * 2})().to(x.device)
+        converted = kernels.convert(net.eval())
+        compiled = torch.compile(converted, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), converted(x))

@@ -201,7 +201,42 @@ def test_numbers_and_optional_tensors_are_as_before(x):
     for arguments in ((x, 8, 8), (x, 3, 5), (x, 6, 6, x)):
         torch.testing.assert_close(converted(*arguments), model(*arguments))
     torch.testing.assert_close(converted(x, width=6, height=6, skip=x), model(x, 6, 6, x))
-    assert sum(isinstance(part, kernels.conversion.Converted) for part in converted.modules()) == 2  # fused either way
+    assert len(converted._graphs) == 4  # for each mode with and without the skip connection
+    given = converted._graphs[True, ("skip",)]
+    assert given.takes((x, 1, 2.0, x)) and not given.takes((x, 1, True, x)) and not given.takes((x, 1, 1, None))
+
+
+class Decoder(nn.Module):
+    """Takes the features of an encoder as a list, of which it uses some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep, self.fine = (nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()) for _ in range(2))
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return self.fine(features[0] + self.deep(features[-1]))
+
+
+def test_a_list_may_be_indexed(x):
+    model = Decoder().to(x.device)
+    converted = kernels.convert(model)
+    runs = count_runs(converted)
+    torch.testing.assert_close(converted([x, x, x * 2]), model([x, x, x * 2]))
+    torch.testing.assert_close(converted((x, x * 3)), model((x, x * 3)))
+    assert runs == [converted] * 2
+    with pytest.raises(TypeError):
+        model([x, None])
+    with pytest.raises(TypeError):
+        converted([x, None])
+
+
+def count_runs(model: nn.Module) -> list[nn.Module]:
+    """Let the graphs of a model note in which parts they run."""
+    runs: list[nn.Module] = []
+    for part in model.modules():
+        for graph in vars(part).get("_graphs", {}).values():
+            graph.run = lambda self, *inputs, run=graph.run: runs.append(self) or run(self, *inputs)
+    return runs
 
 
 class Maybe(nn.Module):
