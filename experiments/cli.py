@@ -218,6 +218,12 @@ class ConvnetsCLI(LightningCLI):
             check_progress(self.content, self.trainer.fit_loop.state_dict(), limits, self.checkpoint)
             if made is not None:
                 check_hyper_parameters(self.content, made)
+            averages = any(isinstance(each, WeightAveraging) for each in cast(Any, self.trainer).callbacks)
+            if "averaging_state" in self.content and not averages:
+                raise ValueError(
+                    f"--trainer.callbacks must average weights as the run of {self.checkpoint} did: its averaged ones "
+                    "would be trained further; --resume weights starts anew from them"
+                )
         elif self.checkpoint is not None:
             self.model.load_state_dict(self.content["state_dict"])
             self._say(f"weights: those of {self.checkpoint}")

@@ -203,6 +203,8 @@ def test_the_figure_of_averaged_weights_is_that_of_the_best_checkpoint(digits, e
     tested = digits("test", *averaging, "--ckpt_path=best")
     accuracy = float(re.findall(r"test/accuracy\D+([\d.]+)", tested.out)[-1])
     assert f"test/accuracy: {accuracy:.4f}" in figures(fitted.out)
+    resumed = digits("fit", "--ckpt_path=last", "--trainer.max_epochs=4")
+    assert "--trainer.callbacks must average weights as the run of logs/digits" in resumed.error
 
 
 def test_processes_that_wait_for_one_that_has_failed_are_ended(monkeypatch):
