@@ -168,6 +168,7 @@ class ConvnetsCLI(LightningCLI):
         else:
             self.save_config_callback = None
             kwargs["logger"] = False
+            warnings.filterwarnings("ignore", message="The dirpath has changed")  # of checkpoints that are not written
         trainer: Any = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = DurableCheckpointIO()
@@ -214,7 +215,10 @@ class ConvnetsCLI(LightningCLI):
             made = hyper_parameters([optimizer], schedules)
         if self.resumes:
             assert self.checkpoint is not None
-            limits = {name: getattr(self.trainer, name) for name in ("max_epochs", "max_steps")}
+            names = (
+                () if cast(Any, self.trainer).fast_dev_run else ("max_epochs", "max_steps")
+            )  # a fast run has its own
+            limits = {name: getattr(self.trainer, name) for name in names}
             check_progress(self.content, self.trainer.fit_loop.state_dict(), limits, self.checkpoint)
             if made is not None:
                 check_hyper_parameters(self.content, made)

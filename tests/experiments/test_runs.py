@@ -154,6 +154,12 @@ def test_from_the_weights_of_a_checkpoint_a_run_starts_anew(digits, run):
     assert digits("fit", "--ckpt_path=last", "--trainer.max_epochs=2", "--model.optimizer.lr=0.003").code == 0
 
 
+def test_a_fast_run_from_a_checkpoint_changes_nothing(digits, run):
+    before = contents()
+    assert digits("fit", "--ckpt_path=last", "--trainer.fast_dev_run=true").code == 0
+    assert contents() == before
+
+
 def test_a_module_without_a_test_is_only_trained(digits, monkeypatch):
     monkeypatch.delattr(Classifier, "test_step")
     outcome = digits("fit", "--trainer.max_epochs=1")
