@@ -215,9 +215,8 @@ class ConvnetsCLI(LightningCLI):
             made = hyper_parameters([optimizer], schedules)
         if self.resumes:
             assert self.checkpoint is not None
-            names = (
-                () if cast(Any, self.trainer).fast_dev_run else ("max_epochs", "max_steps")
-            )  # a fast run has its own
+            is_fast = cast(Any, self.trainer).fast_dev_run  # which has limits of its own
+            names = () if is_fast else ("max_epochs", "max_steps")
             limits = {name: getattr(self.trainer, name) for name in names}
             check_progress(self.content, self.trainer.fit_loop.state_dict(), limits, self.checkpoint)
             if made is not None:
