@@ -143,7 +143,7 @@ class _Conversion:
 
     def convert(self, name: str, part: nn.Module) -> None:
         """Give `part` its graphs, or if it has none, the parts in it theirs."""
-        if part in self.visited or type(part) in OURS:
+        if part in self.visited or type(part) in OURS or isinstance(part, Converted):
             return
         self.visited.add(part)
         children = {f"{name}.{child}".lstrip("."): layer for child, layer in part.named_children()}

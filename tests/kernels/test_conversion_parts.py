@@ -239,6 +239,17 @@ def count_runs(model: nn.Module) -> list[nn.Module]:
     return runs
 
 
+def test_a_model_with_a_converted_part_can_be_converted(x):
+    block, outer = Block().to(x.device), Checked(nn.Identity()).to(x.device)
+    outer.part = kernels.convert(block)
+    converted = kernels.convert(outer)
+    assert converted.report.fused == {"head.0": "Conv2d + ReLU"} and list(converted.report.untraced) == [""]
+    runs = count_runs(converted)
+    outer.part = block
+    torch.testing.assert_close(converted(x), outer(x))
+    assert runs == [converted.part, converted.head]
+
+
 class Maybe(nn.Module):
     """Gives None for positive inputs, which no trace can know."""
 
