@@ -251,12 +251,9 @@ class Tracer(fx.Tracer):
             if "isinstance" not in frame.f_globals:
                 frame.f_globals["isinstance"] = self._isinstance
                 asking.append(frame.f_globals)
-            caller, code = frame.f_back, frame.f_code
-            if caller is not None and code in caller.f_code.co_consts:  # a comprehension, in the text of its function
-                code = caller.f_code
-            lines = executed.lines.setdefault(code, set())
+            lines = executed.lines.setdefault(frame.f_code, set())
             try:
-                compared = names_compared_by_identity(code)
+                compared = names_compared_by_identity(frame.f_code)
             except ValueError as error:  # what is raised here would end the watch
                 executed.reasons.append(describe(error))
                 return None
