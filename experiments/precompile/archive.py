@@ -73,24 +73,21 @@ def pack(path: Path, target: str, keys: Iterable[str]) -> int:
     """Write the kernels in those folders of the cache to an archive, those that are there; return their number.
 
     Raises:
-        ValueError: the file cannot be written.
+        OSError: the file cannot be written; an earlier one is left as it was.
     """
     cache, count = cache_folder(), 0
     shared: dict[str, None] = {}
-    try:
-        with replacing(path) as draft, tarfile.open(draft, "w:xz") as archive:
-            _add(archive, MANIFEST, json.dumps(manifest_for(target), indent=1).encode())
-            for key in keys:
-                if not _is_complete(cache / key):
-                    continue
-                count += 1
-                libraries = (libraries_of(cache / key) or []) if builds_launchers(target) else []
-                shared |= dict.fromkeys(libraries)
-                _add_folder(archive, cache / key)
-            for key in shared:
-                _add_folder(archive, cache / key)
-    except OSError as error:
-        raise ValueError(f"--archive {path}: {error.strerror}") from error
+    with replacing(path) as draft, tarfile.open(draft, "w:xz") as archive:
+        _add(archive, MANIFEST, json.dumps(manifest_for(target), indent=1).encode())
+        for key in keys:
+            if not _is_complete(cache / key):
+                continue
+            count += 1
+            libraries = (libraries_of(cache / key) or []) if builds_launchers(target) else []
+            shared |= dict.fromkeys(libraries)
+            _add_folder(archive, cache / key)
+        for key in shared:
+            _add_folder(archive, cache / key)
     return count
 
 
