@@ -29,7 +29,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from experiments.closeness import closeness  # noqa: E402
-from kernels import boxes, conv, norm, plan, pool, reference, tuning  # noqa: E402
+from kernels import boxes, conv, norm, norm_gradient, plan, pool, reference, tuning  # noqa: E402
 from kernels.checks import make_window  # noqa: E402
 from kernels.shape import POINT, Window  # noqa: E402
 from kernels.tile import Tile  # noqa: E402
@@ -149,15 +149,15 @@ def batch_norm(dtype: torch.dtype) -> Iterator[Compared]:
     x, residual, dy = (draw(dtype, BATCH, CHANNELS, SIDE, SIDE) for _ in range(3))
     weight, bias = draw(dtype, CHANNELS), draw(dtype, CHANNELS)
 
-    def run(module, x, weight, bias, residual, dy):  # type: ignore[no-untyped-def]
+    def run(module, gradient, x, weight, bias, residual, dy):  # type: ignore[no-untyped-def]
         y, mean, var = module.batch_norm(x, weight, bias, residual, None, None, None, EPS, False)
         mean, var = (value.to(mean.dtype) for value in moments)
-        return y, *module.batch_norm_gradient(dy, x, weight, None, mean, var, EPS, True, True, True)
+        return y, *gradient.batch_norm_gradient(dy, x, weight, None, mean, var, EPS, True, True, True)
 
     exact = [t.double() for t in (x, weight, bias, residual, dy)]
     moments = reference.batch_moments(exact[0])
     given = x, weight, bias, residual, dy
-    results = run(norm, *given), run(reference, *given), run(reference, *exact)
+    results = run(norm, norm_gradient, *given), *(run(reference, reference, *each) for each in (given, exact))
     for ours, torchs, truth, terms in zip(*results, norm_terms(*exact), strict=True):
         yield Compared(ours, torchs, truth, terms)
 
