@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
     Checkpoint,
     LearningRateFinder,
     ModelCheckpoint,
+    StochasticWeightAveraging,
     WeightAveraging,
 )
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -55,7 +56,12 @@ from lightning_modules.reproducibility import (
     hyper_parameters,
 )
 
-FOUND_BY = {LearningRateFinder: "--model.optimizer.lr", BatchSizeFinder: "--data.batch_size"}
+INSTEAD_OF = {  # callbacks that cannot do here what they are for
+    LearningRateFinder: "compare values of --model.optimizer.lr",
+    BatchSizeFinder: "compare values of --data.batch_size",
+    StochasticWeightAveraging: "its averages reach no checkpoint, as those of lightning.pytorch.callbacks."
+    "WeightAveraging do; take that",
+}
 
 
 class ConvnetsCLI(LightningCLI):
@@ -181,10 +187,10 @@ class ConvnetsCLI(LightningCLI):
         for callback in trainer.callbacks:
             if isinstance(callback, SaveRecipe):
                 callback.config = self.recipe
-            for finder, option in FOUND_BY.items():
-                if isinstance(callback, finder):
+            for unfit, advice in INSTEAD_OF.items():
+                if isinstance(callback, unfit):
                     name = type(callback).__name__
-                    raise ValueError(f"--trainer.callbacks must be without {name}: compare values of {option} instead")
+                    raise ValueError(f"--trainer.callbacks must be without {name}: {advice} instead")
         if trainer.fast_dev_run:  # Lightning would still write the last checkpoint
             trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, Checkpoint)]
         return cast(pl.Trainer, trainer)

@@ -100,6 +100,11 @@ def checkpoint(digits, tmp_path) -> Path:
             "must be without BatchSizeFinder: compare values of --data.batch_size",
             id="size finder",
         ),
+        pytest.param(
+            ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"],
+            "must be without StochasticWeightAveraging: its averages reach no checkpoint",
+            id="averages that are lost",
+        ),
         pytest.param(["--model.network=torch.nn.Identity"], "must have the attribute input_shape", id="other network"),
         pytest.param(["--resume=weights"], "--resume weights needs --ckpt_path", id="no weights"),
         pytest.param(["--model.network.hidden=100000000000"], "not enough memory (1152", id="memory of a network"),
