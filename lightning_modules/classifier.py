@@ -92,17 +92,32 @@ class Classifier(LabelledModule):
         return MulticlassAccuracy(self.classes, top_k=top, average="micro", validate_args=False)
 
     def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing)
+        return cross_entropy(scores, labels, self.label_smoothing)
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         images, labels = batch
         scores = self(images)
+        loss = cross_entropy(scores, labels)
         metrics = {name: getattr(self, f"{split}_{name}", None) for name in ("accuracy", "top5_accuracy")}
         known = {name: metric for name, metric in metrics.items() if metric is not None}
         for metric in known.values():
             metric.update(scores, labels)
-        self._log(split, len(labels), loss=F.cross_entropy(scores, labels), **known)
+        self._log(split, len(labels), loss=loss, **known)
 
     def _log(self, split: str, samples: int, **values: Tensor | Metric) -> None:
         named = {f"{split}/{name}": value for name, value in values.items()}
         self.log_dict(named, on_step=False, on_epoch=True, prog_bar=split == "val", sync_dist=True, batch_size=samples)
+
+
+def cross_entropy(scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Return the mean loss of scores [N, classes], given labels [N] or the shares of the classes [N, classes].
+
+    Raises:
+        ValueError: the labels are neither.
+    """
+    wanted = scores.shape if labels.is_floating_point() else scores.shape[:1]
+    if labels.shape != wanted:
+        raise ValueError(
+            f"labels must be [{len(scores)}] whole numbers, one an image, got {list(labels.shape)} of {labels.dtype}"
+        )
+    return F.cross_entropy(scores, labels, label_smoothing=label_smoothing)

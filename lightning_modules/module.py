@@ -52,6 +52,12 @@ class NetworkModule(pl.LightningModule):
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Raises ValueError where there is nothing to train, as with weights that are all frozen."""
+        if not loss.requires_grad:
+            name = type(self.network).__name__
+            raise ValueError(f"--model.network has nothing to train: the loss depends on no trainable weight of {name}")
+
     def compute(self, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         """Return the loss that is trained, and tensors for the metrics, detached.
 
@@ -118,12 +124,29 @@ class LabelledModule(NetworkModule):
             )
 
     def forward(self, images: Tensor) -> Outputs:
-        """Scores [N, classes, *] of images [N, C, *grid]."""
-        return self.network(images)
+        """Scores [N, classes, *] of images [N, C, *grid].
+
+        Raises:
+            ValueError: the network gives anything else.
+        """
+        outputs = self.network(images)
+        for scores in outputs if isinstance(outputs, tuple) else (outputs,):
+            is_tensor = isinstance(scores, Tensor)
+            if not is_tensor or scores.shape[:2] != (len(images), self.classes) or not scores.is_floating_point():
+                given = f"{list(scores.shape)} of {scores.dtype}" if is_tensor else type(scores).__name__
+                raise ValueError(
+                    f"--model.network must give scores [{len(images)}, {self.classes}, ...], as its classes say: "
+                    f"{type(self.network).__name__} gives {given}"
+                )
+        return outputs
 
     def on_before_batch_transfer(self, batch: Batch | Tensor, dataloader_idx: int) -> Batch | Tensor:
         """Looks at the labels while they are on the CPU: a GPU would have to be waited for."""
         if not isinstance(batch, Tensor):
+            if not isinstance(batch, list | tuple) or [isinstance(item, Tensor) for item in batch] != [True, True]:
+                raise ValueError(
+                    f"--data must give batches of two tensors, images and labels, got {type(batch).__name__}"
+                )
             check_labels(batch[1], self.classes, self.ignore_index)
         return super().on_before_batch_transfer(batch, dataloader_idx)
 

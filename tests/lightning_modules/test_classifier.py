@@ -168,3 +168,51 @@ def test_a_schedule_that_follows_a_metric(trainer, loader):
     torchs = Classifier(Constant(), partial(SGD, lr=0.1), ReduceLROnPlateau)
     with pytest.raises(ValueError, match="--model.lr_scheduler must be lightning.pytorch.cli.ReduceLROnPlateau with"):
         torchs.configure_optimizers()
+
+
+class Changed(Constant):
+    """A network whose scores a function makes of the right ones."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, images):
+        return self.change(super().forward(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda scores: scores[:, :2], r"must give scores \[3, 3, ...\], .*: Changed gives \[3, 2\] of torch.float32"),
+        (lambda scores: scores[None], r"gives \[1, 3, 3\]"),
+        (lambda scores: scores.long(), r"gives \[3, 3\] of torch.int64"),
+        (lambda scores: (scores, None), "gives NoneType"),
+        (lambda scores: None, "gives NoneType"),
+        (
+            torch.Tensor.detach,
+            "--model.network has nothing to train: the loss depends on no trainable weight of Changed",
+        ),
+    ],
+)
+def test_a_network_must_give_scores_that_can_be_trained(trainer, loader, change, says):
+    with pytest.raises(ValueError, match=says):
+        trainer.fit(Classifier(Changed(change), partial(SGD, lr=0.1)), loader)
+
+
+@pytest.mark.parametrize(
+    ("batch", "says"),
+    [
+        (
+            (torch.zeros(4, 1, 2, 2), LABELS.float()),
+            r"labels must be \[4\] whole numbers, .* got \[4\] of torch.float32",
+        ),
+        ((torch.zeros(4, 1, 2, 2), LABELS[:, None]), r"got \[4, 1\] of torch.int64"),
+        ({"images": torch.zeros(4, 1, 2, 2), "labels": LABELS}, "batches of two tensors, images and labels, got dict"),
+        ((torch.zeros(4, 1, 2, 2), LABELS, LABELS), "got list"),
+    ],
+)
+def test_batches_are_images_and_labels(trainer, batch, says):
+    for run in (trainer.fit, trainer.validate):
+        with pytest.raises(ValueError, match=says):
+            run(Classifier(Constant(), partial(SGD, lr=0.1)), DataLoader([batch], batch_size=None))
