@@ -22,6 +22,11 @@ class Tolerant(Logger):
     _experiment: Any
     _failed = False
 
+    @property
+    def experiment(self) -> Any:
+        with self._tolerance():
+            return super().experiment  # type: ignore[misc]
+
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
         with self._tolerance():
             super().log_metrics(*args, **kwargs)  # type: ignore[safe-super]
@@ -44,8 +49,10 @@ class Tolerant(Logger):
         try:
             yield
         except (OSError, ValueError) as error:
-            cause = error if isinstance(error, OSError) else error.__cause__  # Lightning makes a ValueError of it
-            if not isinstance(cause, OSError):
+            cause: BaseException | None = error
+            while not isinstance(cause, OSError | None):  # Lightning makes a ValueError of it
+                cause = cause.__cause__
+            if cause is None:
                 raise
             message = f"{self.log_dir} cannot be written: {cause.strerror or cause}"
             if not begun:

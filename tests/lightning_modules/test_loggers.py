@@ -48,8 +48,9 @@ def test_a_directory_that_cannot_be_written_is_an_error_at_once(kind, tmp_path):
     (tmp_path / "file").touch()
     logger = kind(tmp_path / "file", name="")
     make_tolerant(logger)
-    with pytest.raises(ValueError, match=r"file/version_0 cannot be written: (Not a directory|File exists)"):
-        logger.log_metrics({"loss": 1.0}, step=0)
+    for write in (lambda: logger.experiment, lambda: logger.log_metrics({"loss": 1.0}, step=0)):
+        with pytest.raises(ValueError, match=r"file/version_0 cannot be written: (Not a directory|File exists)"):
+            write()
 
 
 def test_a_value_that_cannot_be_logged_is_still_an_error(tmp_path):
