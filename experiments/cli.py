@@ -40,7 +40,15 @@ from experiments.expectation import Expectation
 from experiments.precompile.callback import CompileAhead
 from experiments.predictions import write_predictions
 from experiments.preparation import CompileNetwork, pack_weights
-from experiments.runs import BEST, SaveRecipe, keep_metrics, newest_checkpoint, resume_in_place, untouched_by_failure
+from experiments.runs import (
+    BEST,
+    NO_BATCHES,
+    SaveRecipe,
+    keep_metrics,
+    newest_checkpoint,
+    resume_in_place,
+    untouched_by_failure,
+)
 from kernels.backend import INTERPRETING, explain, launch_count
 from lightning_modules.architectures import plain
 from lightning_modules.captured_step import CaptureSteps
@@ -253,7 +261,7 @@ class ConvnetsCLI(LightningCLI):
                     raise ValueError(f"checkpoint {self.checkpoint} cannot be resumed from: {reason}") from error
                 raise
             if not self.trainer.num_training_batches:
-                raise ValueError("--data has no batches to train on")
+                raise ValueError(NO_BATCHES)
         self.training_seconds = time.perf_counter() - started
         self.training_launches = launch_count() - launched
 

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning_modules.files import replace, replacing
 
 BEST = "hp/best_monitored"  # what the checkpoints are chosen by; TensorBoard lists the hyper-parameters beside it
+NO_BATCHES = "--data has no batches to train on"
 
 
 class SaveRecipe(SaveConfigCallback):
@@ -124,7 +125,8 @@ def keep_metrics(trainer: pl.Trainer, step: int) -> None:
         with table.open(newline="") as file:
             reader = csv.DictReader(file)
             writer.metrics_keys = list(reader.fieldnames or ())
-            rows = [row for row in reader if int(row["step"]) < step]
+            whole = (row for row in reader if None not in row.values())  # a kill may have cut the last one
+            rows = [row for row in whole if int(row["step"]) < step]
         kept = io.StringIO(newline="")
         columns = csv.DictWriter(kept, writer.metrics_keys)
         columns.writeheader()
@@ -158,12 +160,16 @@ def untouched_by_failure(trainer: Any) -> Iterator[None]:
 
 
 class _Steps(pl.Callback):
-    """Notes that a batch was trained on."""
+    """Notes that a batch was trained on, and raises ValueError after an epoch without any: a stream may have none."""
 
     taken = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         self.taken = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.global_step:
+            raise ValueError(NO_BATCHES)
 
 
 def contents(directory: Path) -> dict[Path, bytes | None]:

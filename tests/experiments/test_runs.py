@@ -167,8 +167,10 @@ def test_a_module_without_a_test_is_only_trained(digits, monkeypatch):
 
 
 def test_a_table_of_metrics_goes_on(digits):
-    """Without what came after the checkpoint, and without what a failing resume would have taken from it."""
+    """Without what came after the checkpoint or was cut by a kill, and what a failing resume would have taken."""
     assert digits("fit", *CSV, "--trainer.max_epochs=1").code == 0
+    with (RUN / "metrics.csv").open("a") as file:
+        file.write("1")
     before = contents()
     assert "images must be" in digits("fit", *CSV, "--ckpt_path=last", "--data.image_size=8").error
     assert contents() == before
