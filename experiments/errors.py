@@ -22,6 +22,7 @@ OPTIONS = {  # classes of what a recipe makes, and the option that names it
     "lightning.pytorch.accelerators.accelerator.Accelerator": "--trainer.accelerator",
     "lightning.pytorch.core.datamodule.LightningDataModule": "--data",
     "torch.utils.data.dataset.Dataset": "--data",
+    "torch.utils.data.dataloader._BaseDataLoaderIter": "--data",  # also of what workers raise, and of their end
     "torch.optim.optimizer.Optimizer": "--model.optimizer",
     "torch.optim.lr_scheduler.LRScheduler": "--model.lr_scheduler",
     "torch.nn.modules.module.Module": "--model",
@@ -93,7 +94,7 @@ def option_of(frames: list[FrameType], until: tuple[str, ...]) -> str | None:
         names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(made).__mro__}
         option = next((option for name, option in OPTIONS.items() if name in names), None)
         if option and NOT_AN_OPTION not in names:
-            return f"{option} ({type(made).__name__})"
+            return f"{option} ({type(getattr(made, '_dataset', made)).__name__})"
         if _package(frame) in until:
             break
     return None

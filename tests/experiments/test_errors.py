@@ -144,6 +144,40 @@ def test_nothing_to_train_on(digits, monkeypatch, nothing_left, samples):
     assert digits("fit").error == "--data has no batches to train on"
 
 
+class Broken:
+    """Samples, the second of which cannot be had."""
+
+    def __init__(self, fail):
+        self.fail = fail
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return (torch.zeros(1, 12, 12), 0) if index != 1 else self.fail()
+
+
+def fail():
+    raise RuntimeError("no second")
+
+
+@pytest.mark.parametrize(
+    ("second", "workers", "says"),
+    [
+        (fail, 0, "RuntimeError: no second"),
+        (fail, 1, "RuntimeError: no second"),
+        (lambda: (torch.zeros(1, 11, 12), 0), 0, "RuntimeError: stack expects each tensor to be equal size"),
+        (lambda: os._exit(1), 1, ""),  # how its end shows depends on when
+    ],
+    ids=["sample", "sample of a worker", "batch", "worker"],
+)
+def test_data_of_ones_own_that_fail(digits, monkeypatch, nothing_left, second, workers, says):
+    context = "fork" if workers else None  # what a test defines cannot be sent to a new process
+    broken = DataLoader(Broken(second), batch_size=2, num_workers=workers, multiprocessing_context=context)
+    monkeypatch.setattr(DigitsDataModule, "train_dataloader", lambda _: broken)
+    assert digits("fit").error.startswith(f"--data (Broken): {says}")
+
+
 def test_an_error_of_a_library_names_the_option(digits, monkeypatch, nothing_left):
     """Also where the code between them is ours."""
     monkeypatch.setattr("lightning_modules.data.digits.EVALUATED", 1700)
