@@ -59,7 +59,7 @@ def read_config(path: str) -> dict[str, Any]:
     """Return the mapping that a YAML file holds.
 
     Raises:
-        ValueError: the file cannot be read, is no YAML mapping, or has a key twice.
+        ValueError: the file cannot be read, is no YAML mapping, has a key twice, or something that contains itself.
     """
     import yaml
 
@@ -72,6 +72,8 @@ def read_config(path: str) -> dict[str, Any]:
         raise ValueError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"--config {path} is not YAML: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"--config {path} is nested too deeply") from error
     if not isinstance(config, dict):
         raise ValueError(f"--config {path} must hold a mapping of keys to values, got {type(config).__name__}")
     trainer = config.get("trainer", {})
@@ -81,21 +83,24 @@ def read_config(path: str) -> dict[str, Any]:
 
 
 def check_keys(node: Any, path: str) -> None:
-    """Refuse a mapping with the same key twice, of which YAML's readers take the last.
+    """Refuse a mapping with the same key twice, of which YAML's readers take the last, and what contains itself.
 
     Args:
         node: of the graph that yaml.compose makes of a file.
         path: the file.
 
     Raises:
-        ValueError: a key stands twice; both lines are named.
+        ValueError: a key stands twice, or an alias within what it stands for; the lines are named.
     """
-    pending, done = [node], set()
-    while pending:
-        node = pending.pop()
-        if id(node) in done or not isinstance(getattr(node, "value", None), list):
-            continue
-        done.add(id(node))  # an alias is the node that it names
+    is_open: dict[int, bool] = {}  # of the nodes that were seen: an alias is the node that it names
+
+    def check(node: Any) -> None:
+        if is_open.get(id(node)):
+            line = node.start_mark.line + 1
+            raise ValueError(f"--config {path} has an alias within what it stands for, which begins in line {line}")
+        if id(node) in is_open or not isinstance(getattr(node, "value", None), list):
+            return
+        is_open[id(node)] = True
         lines: dict[str, int] = {}
         for item in node.value:
             key, value = item if isinstance(item, tuple) else (None, item)
@@ -105,4 +110,7 @@ def check_keys(node: Any, path: str) -> None:
                 if name in lines:
                     raise ValueError(f"--config {path} has the key {name} twice, in lines {lines[name]} and {line}")
                 lines[name] = line
-            pending.append(value)
+            check(value)
+        is_open[id(node)] = False
+
+    check(node)

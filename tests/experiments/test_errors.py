@@ -202,6 +202,8 @@ def test_unknown_command(convnets):
         pytest.param("3", "bad.yaml must hold a mapping", id="no mapping"),
         pytest.param("trainer: 3", "trainer must be a mapping of keys to values, got 3", id="no mapping in it"),
         pytest.param("trainer: {max_epochs: 3, max_epochs: 4}", "the key max_epochs twice", id="twice"),
+        pytest.param("data: &it {more: *it}", "alias within what it stands for, which begins in line 1", id="endless"),
+        pytest.param("data: " + "[" * 2000 + "]" * 2000, "bad.yaml is nested too deeply", id="deep"),
     ],
 )
 def test_config_files(digits, tmp_path, text, says):
