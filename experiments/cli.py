@@ -229,9 +229,10 @@ class ConvnetsCLI(LightningCLI):
             made = hyper_parameters([optimizer], schedules)
         if self.resumes:
             assert self.checkpoint is not None
-            is_fast = cast(Any, self.trainer).fast_dev_run  # which has limits of its own
-            names = () if is_fast else ("max_epochs", "max_steps")
-            limits = {name: getattr(self.trainer, name) for name in names}
+            if cast(Any, self.trainer).fast_dev_run:  # its limit is of steps more than were done
+                loop = self.trainer.fit_loop
+                loop.max_epochs, loop.epoch_loop.max_steps = -1, self.trainer.max_steps + self.content["global_step"]
+            limits = {name: getattr(self.trainer, name) for name in ("max_epochs", "max_steps")}
             check_progress(self.content, self.trainer.fit_loop.state_dict(), limits, self.checkpoint)
             if made is not None:
                 check_hyper_parameters(self.content, made)

@@ -154,9 +154,11 @@ def test_from_the_weights_of_a_checkpoint_a_run_starts_anew(digits, run):
     assert digits("fit", "--ckpt_path=last", "--trainer.max_epochs=2", "--model.optimizer.lr=0.003").code == 0
 
 
-def test_a_fast_run_from_a_checkpoint_changes_nothing(digits, run):
+@pytest.mark.parametrize("resume", ["all", "weights"])
+def test_a_fast_run_from_a_checkpoint_trains_and_changes_nothing(digits, run, resume):
     before = contents()
-    assert digits("fit", "--ckpt_path=last", "--trainer.fast_dev_run=true").code == 0
+    outcome = digits("fit", "--ckpt_path=last", f"--resume={resume}", "--trainer.fast_dev_run=2")
+    assert outcome.code == 0 and f" {4 if resume == 'all' else 2} steps, " in outcome.out
     assert contents() == before
 
 
