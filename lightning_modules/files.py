@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -37,7 +37,8 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(draft, place)
             _flush(place.parent)
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # a system that is read-only refuses this even where there is no draft
+            draft.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Files are whole, whatever happens while they are written."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -95,3 +96,15 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_a_read_only_system_is_told_with_the_path(tmp_path, monkeypatch):
+    """Where removing the draft, which is not there, fails like the writing."""
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OSError, match="last.ckpt cannot be written: Read-only file system"):
+        replace(tmp_path / "last.ckpt", b"content")
