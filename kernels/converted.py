@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from kernels import layers
+from kernels.layers.convolution import max_pool_arguments
 from kernels.tracing import Trace, arguments_of, hooked
 
 LAYERS = {getattr(nn, name): getattr(layers, name) for name in layers.__all__ if hasattr(nn, name)}
+
+
+POOLS = (layers.MaxPool1d, layers.MaxPool2d, layers.MaxPool3d)
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,13 @@ class Graph:
             for name in (*source.inlined[1:], *sorted(source.merged))
         ]
         self.children = [(layer._modules, len(layer._modules)) for layer in self.inlined]
+        self.pools = [(layer, _pooling_of(layer)) for layer in self.unhooked if isinstance(layer, POOLS)]
 
     def stands(self, training: bool) -> bool:
-        """Return True if no part was replaced, added, hooked or put in another mode since the graph was traced."""
+        """Return True if no part was replaced, added, hooked or put in another mode since the graph was traced.
+
+        Nor given a forward of its own, nor its pooling changed.
+        """
         for modules, name, module in self.places:
             if modules.get(name) is not module:
                 return False
@@ -75,7 +83,10 @@ class Graph:
             if len(modules) != number:
                 return False
         for layer in self.unhooked:
-            if hooked(layer):
+            if hooked(layer) or "forward" in layer.__dict__:
+                return False
+        for layer, pooling in self.pools:
+            if _pooling_of(layer) != pooling:
                 return False
         for part in self.inlined:
             if part.training is not training:
@@ -92,6 +103,10 @@ class Graph:
             if self.source.tensors or not (several or number):
                 return False
         return True
+
+
+def _pooling_of(pool: nn.Module) -> tuple[Any, ...]:
+    return pool.return_indices, *max_pool_arguments(pool).values()
 
 
 class Arguments:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 # Names of what reads or changes more than tensors.
 NAMES = {
-    "_base", "apply", "checkpoint", "eval", "getattr", "grad", "grad_fn", "hasattr", "is_autocast_enabled",
-    "is_grad_enabled", "is_tensor", "load_state_dict", "next", "np", "numpy", "print", "random", "register_hook",
-    "requires_grad_", "set_grad_enabled", "setattr", "train", "type", "vars", "warnings",
+    "_base", "apply", "callable", "checkpoint", "eval", "getattr", "grad", "grad_fn", "hasattr", "id",
+    "is_autocast_enabled", "is_grad_enabled", "is_tensor", "load_state_dict", "next", "np", "numpy", "print", "random",
+    "register_hook", "requires_grad_", "set_grad_enabled", "setattr", "train", "type", "vars", "warnings",
 }  # fmt: skip
 STATEMENTS = {
     ast.With: "a context", ast.Try: "try", ast.Await: "await", ast.Match: "match",
@@ -98,6 +98,8 @@ def _reason(node: ast.AST, new: set[str]) -> str | None:
     if isinstance(node, ast.Attribute):
         if node.attr in NAMES or (node.attr in MUTATORS and not _is_named([node.value], *new)):
             return f"uses {node.attr!r}"
+        if node.attr == "__class__" and not _are_of_self([node.value]):
+            return "uses '__class__'"
         if not isinstance(node.ctx, ast.Load):
             return "changes an attribute"
     if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load) and not _is_named([node.value], *new):

@@ -14,7 +14,7 @@ import inspect
 import operator
 import random
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,7 +40,12 @@ OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul",
 
 
 class StandIn(fx.Proxy):
-    """A value in a trace, which records what is done to it in place as such."""
+    """A value in a trace, which records what is done to it in place as such, and gives no text or key in its place."""
+
+    def _refuse(self, *_: Any) -> Any:
+        raise ValueError("its code makes a text or a key of what it has computed")
+
+    __hash__ = __repr__ = __str__ = __format__ = _refuse
 
     def __getattr__(self, name: str) -> fx.proxy.Attribute:
         return _Attribute(self, name)
@@ -303,7 +308,11 @@ class _NoComputation(TorchDispatchMode):
 
 
 class _Attributes:
-    """The attributes of a model's parts, and the lists, dicts and sets in them, to see and undo changes."""
+    """The attributes of a model's parts, and the objects and containers in them, to see and undo changes.
+
+    Raises:
+        ValueError: the state of one cannot be seen.
+    """
 
     def __init__(self, root: nn.Module) -> None:
         self.saved: dict[int, tuple[Any, Any]] = {}
@@ -311,10 +320,19 @@ class _Attributes:
             self._save(vars(part))
 
     def _save(self, value: Any) -> None:
-        if isinstance(value, dict | list | set) and id(value) not in self.saved:
-            self.saved[id(value)] = (value, value.copy())
-            for inner in list(value.values()) if isinstance(value, dict) else list(value):
+        module = type(value).__module__
+        if isinstance(value, Iterator) or module == "random" or module.startswith("numpy.random"):
+            raise ValueError(f"it has a {type(value).__name__}, which its code may advance")
+        if isinstance(value, dict | list | set | deque):
+            if id(value) not in self.saved:
+                self.saved[id(value)] = (value, value.copy())
+                for inner in list(value.values()) if isinstance(value, dict) else list(value):
+                    self._save(inner)
+        elif isinstance(value, tuple):
+            for inner in value:
                 self._save(inner)
+        elif hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not _is_package_known(module):
+            self._save(vars(value))
 
     def restore(self) -> bool:
         """Put everything back as it was; return True if anything had changed."""
@@ -323,7 +341,7 @@ class _Attributes:
             if not _is_same(value, before):
                 changed = True
                 value.clear()
-                value.extend(before) if isinstance(value, list) else value.update(before)
+                value.extend(before) if isinstance(value, list | deque) else value.update(before)
         return changed
 
 
