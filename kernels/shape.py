@@ -361,7 +361,7 @@ def memory_format(*tensors: Tensor) -> torch.memory_format:
         if preferred is None or t.stride(-1) < t.stride(1):
             continue
         is_dense = t.is_contiguous(memory_format=preferred) and not t.is_contiguous()  # the usual case, told quickly
-        if is_dense or _is_strided_as_channels_last(t.shape, t.stride()):
+        if (is_dense and 1 not in t.shape) or _is_strided_as_channels_last(t.shape, t.stride()):
             return preferred
     return torch.contiguous_format
 

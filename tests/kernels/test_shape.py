@@ -87,6 +87,22 @@ def test_a_memory_format_is_that_of_any_tensor():
 
 
 @pytest.mark.parametrize(
+    "x",
+    [
+        torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)[0].unsqueeze(0),
+        torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)[:1],
+        torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last).select(3, 0).unsqueeze(3),
+        torch.randn(1, 2, 4, 1).permute(0, 3, 1, 2).contiguous().permute(0, 2, 1, 3),
+        torch.randn(2, 3, 1, 1).to(memory_format=torch.channels_last),
+    ],
+    ids=lambda x: str((tuple(x.shape), x.stride())),
+)
+def test_axes_of_one_position_tell_of_a_format_as_in_torch(x):
+    expected = F.max_pool2d(x, 1).stride()
+    assert torch.empty(x.shape, memory_format=memory_format(x)).stride() == expected
+
+
+@pytest.mark.parametrize(
     ("window", "covers"),
     [
         (Window((5, 6), (3, 1), ((0, 0), (0, 0)), (1, 1)), True),
