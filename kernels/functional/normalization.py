@@ -45,9 +45,9 @@ def batch_norm(
     residual = check_residual("batch_norm", residual, input.shape)
     if not alone and input.shape[1]:
         backend.refuse_forward_mode(input, weight, bias, residual)
-        y, *moments = normalise_over_processes(input, weight, bias, residual, eps, relu, process_group)
+        y, mean, var, positions = normalise_over_processes(input, weight, bias, residual, eps, relu, process_group)
         if running_mean is not None:
-            reference.track_moments(running_mean, running_var, *moments, momentum)
+            reference.track_moments(running_mean, running_var, mean, var, positions, momentum * (positions > 0))
         return y
     if not (backend.uses_triton(input) and input.numel()):
         y = reference.batch_norm_as_torch(input, running_mean, running_var, weight, bias, training, momentum, eps)

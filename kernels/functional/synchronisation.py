@@ -85,6 +85,7 @@ def _moments_of_all(x: Tensor, on_triton: bool, group: ProcessGroup) -> tuple[Te
     distributed.all_gather(list(everyones), mine, group)
     means, variances, counts = everyones.unbind(1)
     positions = counts.sum(0)
-    mean = (means * counts).sum(0) / positions
-    var = ((variances + (means - mean).square()) * counts).sum(0) / positions
+    divisor = positions.clamp(min=1)  # all batches may be empty
+    mean = (means * counts).sum(0) / divisor
+    var = ((variances + (means - mean).square()) * counts).sum(0) / divisor
     return mean, var, positions

@@ -84,6 +84,9 @@ def work(rank: int, folder: str) -> None:
             result = step(parallel, batch()[PARTS["unequal"][rank]])
             gradients = {name: 2 * p.grad for name, p in network.named_parameters()}  # of the sum, not the average
             results[choice] = result, gradients, dict(network.named_buffers())
+            mean, var = torch.arange(3.0), torch.arange(1.0, 4.0)
+            functional.batch_norm(torch.ones(0, 3), mean, var, training=True, process_group=distributed.group.WORLD)
+            results[choice, "empty"] = mean, var
     torch.save(results, f"{folder}/{rank}")
     distributed.destroy_process_group()
 
@@ -143,6 +146,12 @@ def test_torch_converts_around_our_layers(by_lightning):
     assert not any(isinstance(m, nn.SyncBatchNorm) for m in network[2].modules())
     assert torch.equal(network.eval()(x), expected.double().eval()(x))
     assert torch.equal(ours[0].train()(x), expected[0].train()(x)), "one process is plain"
+
+
+@pytest.mark.parametrize("choice", BACKENDS)
+def test_batches_that_are_all_empty_leave_the_running_statistics(choice, results):
+    for result in results:
+        torch.testing.assert_close(result[choice, "empty"], (torch.arange(3.0), torch.arange(1.0, 4.0)), rtol=0, atol=0)
 
 
 def test_one_position_is_a_batch_only_together(results):
