@@ -65,6 +65,14 @@ def names_compared_by_identity(code: CodeType) -> dict[int, list[tuple[str, bool
 
 
 @functools.lru_cache(maxsize=4096)
+def lines_of_assertions(code: CodeType) -> set[int]:
+    """Return the lines of a function's calls of torch._assert, whose text is for whoever reads that it failed."""
+    calls = [node for node in ast.walk(_parse(code)) if isinstance(node, ast.Call)]
+    found = [call for call in calls if "_assert" in (getattr(call.func, "id", ""), getattr(call.func, "attr", ""))]
+    return {line for call in found for line in range(call.lineno, (call.end_lineno or call.lineno) + 1)}
+
+
+@functools.lru_cache(maxsize=4096)
 def _parse(code: CodeType) -> ast.AST:
     """Return the tree of a function's text, with the line numbers of its file."""
     try:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels.hazards import hazards_in, names_compared_by_identity
+from kernels.hazards import hazards_in, lines_of_assertions, names_compared_by_identity
 
 KNOWN = {"torch", "kernels", *sys.stdlib_module_names} - {"__main__"}  # packages whose functions need not be read
 CONTEXTS = {"torch.amp.autocast_mode", "torch.utils._contextlib", "torch.utils.checkpoint"}
@@ -42,10 +42,16 @@ OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul",
 class StandIn(fx.Proxy):
     """A value in a trace, which records what is done to it in place as such, and gives no text or key in its place."""
 
-    def _refuse(self, *_: Any) -> Any:
-        raise ValueError("its code makes a text or a key of what it has computed")
+    def _text(self, *_: Any) -> str:
+        caller = sys._getframe(1)
+        if caller.f_lineno not in lines_of_assertions(caller.f_code):
+            raise ValueError("its code makes a text of what it has computed")
+        return str(self.node.name)
 
-    __hash__ = __repr__ = __str__ = __format__ = _refuse
+    def __hash__(self) -> int:
+        raise ValueError("its code makes a key of what it has computed")
+
+    __repr__ = __str__ = __format__ = _text
 
     def __getattr__(self, name: str) -> fx.proxy.Attribute:
         return _Attribute(self, name)
@@ -148,7 +154,7 @@ class Tracer(fx.Tracer):
         self.state = {id(tensor): name for name, tensor in [*root.named_parameters(), *root.named_buffers()]}
         self.state_proxies: dict[int, fx.Proxy] = {}
         self.attributes = _Attributes(root)
-        dice = random.getstate()
+        dice, drawn = random.getstate(), _state_of_numpy()
         try:
             if "forward" in vars(root):
                 raise ValueError("it has a forward of its own, which is not its class's")
@@ -156,7 +162,7 @@ class Tracer(fx.Tracer):
                 self.modes = _modes()
                 graph = self.trace(root)
                 self.executed[-1].check()
-            if random.getstate() != dice:
+            if random.getstate() != dice or _state_of_numpy() != drawn:
                 raise ValueError("its code draws random numbers")
             if self.attributes.restore():
                 raise ValueError("its code changes an attribute")
@@ -308,11 +314,7 @@ class _NoComputation(TorchDispatchMode):
 
 
 class _Attributes:
-    """The attributes of a model's parts, and the objects and containers in them, to see and undo changes.
-
-    Raises:
-        ValueError: the state of one cannot be seen.
-    """
+    """The attributes of a model's parts, the objects and containers in them, to see and undo changes."""
 
     def __init__(self, root: nn.Module) -> None:
         self.saved: dict[int, tuple[Any, Any]] = {}
@@ -383,6 +385,11 @@ def arguments_of(kind: type[nn.Module]) -> tuple[list[str], dict[str, Any]]:
 def _modes() -> tuple[bool, ...]:
     """Return what contexts of torch have set for the operations inside them."""
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch._C._is_any_autocast_enabled()
+
+
+def _state_of_numpy() -> str:
+    """Return a text that is another one once NumPy's common generator has drawn."""
+    return repr(sys.modules["numpy"].random.get_state()) if "numpy" in sys.modules else ""
 
 
 def _is_known(frame: FrameType) -> bool:

@@ -5,9 +5,11 @@ import itertools
 import random
 
 import numpy as np
+import numpy.random as npr
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.random import uniform
 from torch import Tensor, nn
 
 import kernels
@@ -76,12 +78,12 @@ def test_what_is_counted_or_drawn_is_at_each_call(held, step, reason, x):
 @pytest.mark.parametrize(
     ("question", "reason"),
     [
-        (lambda x: {torch.float32: 2}.get(x.dtype, 3), "a text or a key"),
-        (lambda x: 2 if x.shape in {torch.Size([2, 4, 6, 6])} else 3, "a text or a key"),
-        (lambda x: {4: 2}.get(x.shape[1], 3), "a text or a key"),
-        (lambda x: len(f"{x.shape[1]}"), "a text or a key"),
-        (lambda x: 2 if str(x.device).startswith(("cpu", "cuda")) else 3, "a text or a key"),
-        (lambda x: 2 if "float32" in repr(x.dtype) else 3, "a text or a key"),
+        (lambda x: {torch.float32: 2}.get(x.dtype, 3), "makes a key"),
+        (lambda x: 2 if x.shape in {torch.Size([2, 4, 6, 6])} else 3, "makes a key"),
+        (lambda x: {4: 2}.get(x.shape[1], 3), "makes a key"),
+        (lambda x: len(f"{x.shape[1]}"), "makes a text"),
+        (lambda x: 2 if str(x.device).startswith(("cpu", "cuda")) else 3, "makes a text"),
+        (lambda x: 2 if "float32" in repr(x.dtype) else 3, "makes a text"),
         (lambda x: 2 if callable(x) else 3, "'callable'"),
         (lambda x: 2 if id(x.contiguous()) == id(x) else 3, "'id'"),
         (lambda x: 2 if x.__class__.__name__ == "Tensor" else 3, "'__class__'"),
@@ -96,3 +98,32 @@ def test_stand_ins_answer_no_question(question, reason, x):
     converted = kernels.convert(model)
     assert reason in converted.report.untraced[""]
     torch.testing.assert_close(converted(x), model(x))
+
+
+def test_assertions_may_say_what_was_given(x):
+    class Asserts(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            torch._assert(
+                x.shape[1] == 4,
+                f"expected 4 channels, got {x.shape[1]}",
+            )
+            return F.relu(self[0](x))
+
+    model = Asserts(nn.Conv2d(4, 4, 1)).to(x.device)
+    converted = kernels.convert(model)
+    assert converted.report.fused
+    torch.testing.assert_close(converted(x), model(x))
+    with pytest.raises(AssertionError, match="expected 4 channels"):
+        converted(x[:, :3])
+
+
+@pytest.mark.parametrize("draw", [uniform, npr.rand], ids=["uniform", "rand"])
+def test_numbers_of_numpy_are_drawn_at_each_call(draw, x):
+    model = Stateful(None, lambda _: draw()).to(x.device)
+    converted = kernels.convert(model)
+    assert "draws random numbers" in converted.report.untraced[""]
+    results = []
+    for net in (model, converted, converted):
+        npr.seed(0)
+        results += [net(x), net(x)]
+    torch.testing.assert_close(results[2:], results[:2] * 2)
