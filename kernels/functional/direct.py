@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -29,8 +30,16 @@ def as_torch(function: Callable[..., Any], tensors: tuple[Tensor | None, ...], *
         return function(*tensors, *arguments)
     except torch.OutOfMemoryError:
         raise
-    except (TypeError, ValueError, RuntimeError, IndexError):  # bad arguments: the checks say what is wrong with them
-        return None
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        if _is_raised_in_between(error):
+            raise
+        return None  # bad arguments: the checks say what is wrong with them
+
+
+def _is_raised_in_between(error: Exception) -> bool:
+    """Return True if code of others raised `error` that torch has called, as a hook or a mode."""
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    return any(module.partition(".")[0] not in ("kernels", "torch") for module in modules)
 
 
 def _alike(first: Tensor, others: tuple[Tensor | None, ...]) -> bool:

@@ -172,6 +172,21 @@ def test_on_the_torch_backend_an_operation_that_fails_does_not_run_twice(error, 
     assert calls == [1]
 
 
+def test_on_the_torch_backend_the_error_of_a_hook_is_the_callers():
+    calls = []
+
+    def fail(_):
+        calls.append(1)
+        raise RuntimeError("no")
+
+    x, weight = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 2, 2, requires_grad=True)
+    with backend.use_backend("torch"), torch.autograd.graph.saved_tensors_hooks(fail, fail):
+        for run in (lambda: functional.conv2d(x, weight), lambda: functional.linear(x[0, 0], weight.view(1, 4))):
+            with pytest.raises(RuntimeError, match="no"):
+                run()
+    assert calls == [1, 1]
+
+
 def test_an_output_size_can_be_asked_of_a_transposed_convolution(device, triton_only):
     x = torch.randn(2, 3, 5, 5, device=device)
     ours = layers.ConvTranspose2d(3, 4, 3, stride=2).to(device)
