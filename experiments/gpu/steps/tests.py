@@ -12,7 +12,8 @@ FILES = (
     "test_conv.py", "test_boxes.py", "test_pool.py", "test_norm.py", "test_epilogues.py", "test_product.py",
     "test_connectivity.py", "test_norm_layers.py", "test_functional.py", "test_ops.py", "test_layers.py",
     "test_properties.py", "test_backend.py", "test_large.py", "test_conversion.py", "test_conversion_changes.py",
-    "test_conversion_parts.py", "test_conversion_safety.py", "test_torch_fallback.py",
+    "test_conversion_parts.py", "test_conversion_safety.py", "test_conversion_code.py", "test_conversion_state.py",
+    "test_torch_fallback.py",
 )  # fmt: skip
 REHEARSED = ("test_boxes.py", "test_backend.py")
 
