@@ -31,7 +31,7 @@ def as_torch(function: Callable[..., Any], tensors: tuple[Tensor | None, ...], *
     except torch.OutOfMemoryError:
         raise
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        if _is_raised_in_between(error):
+        if not torch.compiler.is_compiling() and _is_raised_in_between(error):
             raise
         return None  # bad arguments: the checks say what is wrong with them
 

@@ -187,6 +187,12 @@ def test_on_the_torch_backend_the_error_of_a_hook_is_the_callers():
     assert calls == [1, 1]
 
 
+def test_on_the_torch_backend_compiled_code_is_told_what_is_wrong():
+    compiled = torch.compile(functional.conv2d, backend="eager", fullgraph=True)
+    with backend.use_backend("torch"), pytest.raises(RuntimeError, match="input must have 5 channels"):
+        compiled(torch.ones(1, 4, 4, 4), torch.ones(1, 5, 2, 2))
+
+
 def test_an_output_size_can_be_asked_of_a_transposed_convolution(device, triton_only):
     x = torch.randn(2, 3, 5, 5, device=device)
     ours = layers.ConvTranspose2d(3, 4, 3, stride=2).to(device)
