@@ -21,11 +21,14 @@ from experiments.inspection.user_kernel import read_call
 from experiments.inspection.work import Job, inspected
 from experiments.tune.task import Task
 from kernels.checks import make_window
+from kernels.model import accumulators
 from kernels.problem import Problem
 from kernels.shape import Window
 from kernels.targets import TARGETS
 from kernels.tile import Tile, fault
 from lightning_modules.files import replace, replacing
+
+MOST_HELD = 512  # registers, twice what a thread has
 
 
 def run(options: argparse.Namespace) -> int:
@@ -91,11 +94,14 @@ def tile_of(numbers: Sequence[int], target: str, problem: Problem, operation: st
     """Return the tile of the numbers of --tile.
 
     Raises:
-        ValueError: the operation cannot be launched with it.
+        ValueError: the operation cannot be launched with it, or the compiler would take minutes to spill its result.
     """
     product = Task.of(target, problem, operation).product
     tile = Tile(*numbers, dot=not product.depthwise)
-    if reason := fault(product, tile):
+    reason = fault(product, tile)
+    if not reason and (held := accumulators(product, tile, TARGETS[target].warp_size)) > MOST_HELD:
+        reason = f"a thread would hold {held:.0f} values of the result, at most {MOST_HELD} are tried"
+    if reason:
         raise ValueError(f"--tile {','.join(map(str, numbers))}, {operation}: {reason}")
     return tile
 

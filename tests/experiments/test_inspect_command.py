@@ -112,6 +112,7 @@ def test_a_kernel_with_other_arguments_is_one_line(convnets):
         (("--target", "sm_80", *LAYER, "--kernel_size", "3", "3", "3"), "--kernel_size must have 1 or 2 extents"),
         (("--target", "sm_80", *LAYER, "--tile", "64,64"), "argument --tile: must be 3 to 6 whole numbers"),
         (("--target", "sm_80", *LAYER, "--tile", "1,2,3"), "--tile 1,2,3, forward: m must be a power of two >= 16"),
+        (("--target", "sm_80", *LAYER, "--tile", "512,512,64"), "a thread would hold 2048 values of the result"),
         (("--target", "sm_80", *LAYER, "--tile", "16,16,16,3"), "--tile 16,16,16,3, forward: warps must be a power of"),
         (
             ("--target", "sm_80", *LAYER, "--stride", str(2**31)),
