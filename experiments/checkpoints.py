@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_modules.architectures.weights import first_difference, is_state_dict, read_safely
 from lightning_modules.finite import not_finite
+from lightning_modules.reproducibility import HYPER_PARAMETERS, KEY, random_state
 
 STATES = {  # what training goes on from
     "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list
@@ -65,6 +67,13 @@ def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
         raise ValueError(
             f"checkpoint {path} is damaged: it has no {', '.join(wrong) or 'optimizer or schedule'}; {ANEW}"
         )
+    random = random_state(torch.device("cpu"))
+    ours = {"random": {name: random[name] for name in random if name != "cuda"}, "logged": {}}
+    found = [first_damage(ours, state, f"{KEY}.{rank}") for rank, state in enumerate(checkpoint.get(KEY, ()))]
+    found.append(first_damage({}, checkpoint.get(HYPER_PARAMETERS, {}), HYPER_PARAMETERS))
+    found.append(first_damage(0, checkpoint["global_step"], "global_step"))
+    if damage := next(filter(None, found), None):
+        raise ValueError(f"checkpoint {path} is damaged: no {damage}; {ANEW}")
 
 
 def check_progress(checkpoint: dict[str, Any], loop: Mapping[str, Any], limits: Mapping[str, Any], path: Path) -> None:

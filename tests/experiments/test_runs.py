@@ -108,7 +108,16 @@ def test_a_resume_that_fails_later_leaves_what_it_has_trained(digits, run, monke
         pytest.param({"lr_schedulers": []}, "it has lost the state of its schedule", id="no schedule"),
         pytest.param({"lr_schedulers": [{}]}, "it has no optimizer or schedule;", id="empty schedule"),
         pytest.param({"global_step": None}, "it has no global_step;", id="no step"),
-        pytest.param({"processes": [{}]}, "cannot be resumed from: KeyError: 'random'", id="no random state"),
+        pytest.param({"global_step": -5}, "is damaged: no global_step;", id="negative step"),
+        pytest.param({"processes": [{}]}, "is damaged: no processes.0.random;", id="no random state"),
+        pytest.param(
+            {"processes": [{"random": {}, "logged": {}}]}, "is damaged: no processes.0.random.torch;", id="no generator"
+        ),
+        pytest.param(
+            {"hyper_parameters_of_training": 3},
+            "is damaged: no hyper_parameters_of_training;",
+            id="no values",
+        ),
     ],
 )
 def test_a_damaged_checkpoint_changes_nothing(digits, run, damage, says):
