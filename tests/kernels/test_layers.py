@@ -172,17 +172,6 @@ def test_on_the_torch_backend_an_operation_that_fails_does_not_run_twice(error, 
     assert calls == [1]
 
 
-def test_on_the_torch_backend_memory_is_asked_for_once(monkeypatch):
-    """On a CPU, where torch has no error of its own for it; a function of torch's raises it here."""
-    torchs = {"__name__": "torch", "calls": []}
-    error = "DefaultCPUAllocator: can't allocate memory"
-    exec(f"def conv2d(*_):\n    calls.append(1)\n    raise RuntimeError({error!r})", torchs)
-    monkeypatch.setattr(reference, "CONVOLUTIONS", (None, None, torchs["conv2d"], None))
-    with backend.use_backend("torch"), pytest.raises(RuntimeError, match="can't allocate memory"):
-        functional.conv2d(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 2, 2))
-    assert torchs["calls"] == [1]
-
-
 def test_on_the_torch_backend_the_error_of_a_hook_is_the_callers():
     calls = []
 
