@@ -1,4 +1,4 @@
-"""What the commands share: a parser whose complaints are ValueErrors, its numbers, and checks of where they write."""
+"""A parser for all commands, whose complaints are ValueErrors, its numbers, and checks of where a command writes."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a traced part of a model becomes: its class, and a graph for each mode that holds as long as the part does."""
+"""The class of a part of a model that was traced, and its graphs, each of which holds as long as the part does."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Arguments:
 
 
 class Converted:
-    """What a traced part of a model becomes besides its own class: its forward is the code of a graph.
+    """The base that a traced part of a model gets besides its own class: its forward is the code of a graph.
 
     There is one for training and one for evaluation, and for each choice of arguments with a default that are given.
 

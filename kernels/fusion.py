@@ -35,7 +35,7 @@ PURE_PACKAGES = {"torch", "_operator", "builtins", "collections", "kernels", "ma
 
 @dataclass
 class Changes:
-    """What the passes have done to a graph.
+    """The changes that the passes have made to a graph.
 
     Attributes:
         replaced: functions that are ours now, and batch norms that were folded, by name.

@@ -1,4 +1,4 @@
-"""What the text of a function does that a graph of its trace would not do again."""
+"""Lines in the text of a function that do what a graph of its trace would not do again."""
 
 from __future__ import annotations
 

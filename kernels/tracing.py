@@ -118,7 +118,7 @@ class Trace:
 
 @dataclass
 class _Executed:
-    """What the model's own functions have done in a part: executed lines by function, and reasons against a graph."""
+    """The lines that the model's own functions have executed in a part, and reasons against a graph."""
 
     lines: dict[CodeType, set[int]] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What torch.jit.trace records of a size: a trace turns the ints that a launcher takes into constants."""
+"""Sizes in a torch.jit.trace, which turns the ints that a launcher takes into constants."""
 
 from __future__ import annotations
 

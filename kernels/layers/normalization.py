@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """What the batch norm layers share: torch's layer, plus a residual and an activation that are fused into it.
+    """The base of the batch norm layers: torch's layer, plus a residual and an activation that are fused into it.
 
     torch.nn.SyncBatchNorm.convert_sync_batchnorm, and so Lightning's Trainer(sync_batchnorm=True), keeps such a layer
     and calls its `synchronise`.

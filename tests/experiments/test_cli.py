@@ -247,7 +247,7 @@ def test_predicted_maps_are_files_of_their_own(convnets):
 
 
 def test_a_full_disk_leaves_what_was_there(digits):
-    """What cannot be written ends a command with one line, and the files of before are whole."""
+    """A file that cannot be written ends a command with one line, and the files of before are whole."""
     assert digits("fit", "--trainer.max_epochs=1").code == 0
     assert digits("predict", "--ckpt_path=best").code == 0
     directory = RUN / "checkpoints"

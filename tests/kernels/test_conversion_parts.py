@@ -1,4 +1,4 @@
-"""What models that people use do in their code, each in a small model: fused where possible, with the same results."""
+"""Habits of models that people use, each in a small model: fused where possible, with the same results."""
 
 import copy
 import pickle

@@ -74,7 +74,7 @@ OPERATIONS = {
 
 
 def strides(x: Tensor) -> tuple[object, ...]:
-    """What the layout of x is known by: strides of an axis with one element count nothing."""
+    """Return the layout of x in a form to compare: strides of an axis with one element count nothing."""
     formats = (torch.contiguous_format, FORMATS[x.dim()])
     return *[x.is_contiguous(memory_format=f) for f in formats], *[
         s for s, extent in zip(x.stride(), x.shape, strict=True) if extent > 1 and x.shape[1] > 1

@@ -66,7 +66,7 @@ def normalise(t: dict[str, Tensor | None], training: bool, relu: bool) -> Tensor
 
 
 def work(rank: int, folder: str) -> None:
-    """What one of two processes does: every case, and a step of a converted network."""
+    """Do the work of one of two processes: every case, and a step of a converted network."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     results = {}

@@ -1,4 +1,4 @@
-"""What we do not take is left to torch in a converted model, and refused by our own layers and functions."""
+"""Tensors that we do not take are left to torch in a converted model, and refused by our layers and functions."""
 
 import copy
 import pickle
