@@ -1,5 +1,7 @@
 """Image files as a viewer shows them, in 8 bits a value, whatever mode they are stored in."""
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.Image import DecompressionBombError
@@ -17,6 +19,8 @@ def read_image(path: str) -> Image.Image:
     Raises:
         ValueError: the file cannot be read, or its values have no fixed range. The message names it.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"image {path} cannot be read: it is no file")  # a pipe would be waited for
     try:
         with Image.open(path) as file:
             file.load()

@@ -1,5 +1,6 @@
 """Image files of every mode are read as a viewer shows them, or refused by name."""
 
+import os
 import struct
 import zlib
 
@@ -110,6 +111,14 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path, kind, says):
     write_damaged(tmp_path / "cat.png", kind)
     with pytest.raises(ValueError, match=rf"^image .*cat\.png cannot be read: .*{says}"):
         read_image(str(tmp_path / "cat.png"))
+
+
+def test_a_pipe_and_a_dangling_link_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("absent")
+    for name in ("pipe.png", "link.png"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read: it is no file"):
+            read_image(str(tmp_path / name))
 
 
 def test_values_without_a_range_are_refused_by_name(tmp_path):
