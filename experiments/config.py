@@ -65,9 +65,10 @@ def read_config(path: str) -> dict[str, Any]:
 
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read()
-        check_keys(yaml.compose(text, Loader=yaml.SafeLoader), path)
-        config = yaml.safe_load(text)
+            loader = yaml.SafeLoader(file.read())
+        node = loader.get_single_node()
+        check_keys(node, path)
+        config = None if node is None else loader.construct_document(node)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:

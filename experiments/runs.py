@@ -91,13 +91,12 @@ def resume_in_place(trainer: Namespace, checkpoint: Path, step: int) -> bool:
     Returns:
         True if it does: the checkpoint is of a run of the first logger, which names no other version.
     """
-    run = checkpoint.parent.parent
+    run, loggers = checkpoint.parent.parent, configured_loggers(trainer)
     mine = [
         logger
-        for logger in configured_loggers(trainer)
+        for logger in loggers
         if (home_of(logger) / run.name).is_dir() and logger.init_args.get("version") in (None, run.name)
     ]
-    loggers = configured_loggers(trainer)
     if not mine or mine[0] is not loggers[0] or home_of(mine[0]).resolve() != run.parent.resolve():
         return False
     for logger in mine:

@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from kernels import layers
+from kernels.fusion import POOLS
 from kernels.layers.convolution import max_pool_arguments
 from kernels.tracing import Trace, arguments_of, hooked
 
 LAYERS = {getattr(nn, name): getattr(layers, name) for name in layers.__all__ if hasattr(nn, name)}
-
-
-POOLS = (layers.MaxPool1d, layers.MaxPool2d, layers.MaxPool3d)
 
 
 @dataclass(frozen=True)
